@@ -1,0 +1,39 @@
+"""Fine-tune Llama and Gemma with LoRA in JAX, and hand the result to PyTorch users.
+
+Names are resolved at first use, so that importing the package costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxtune import functional as functional
+    from jaxtune.api import FastLanguageModel as FastLanguageModel
+    from jaxtune.training.config import SFTConfig as SFTConfig
+    from jaxtune.training.state import TrainerCallback as TrainerCallback
+    from jaxtune.training.trainer import SFTTrainer as SFTTrainer
+
+_HOMES = {
+    "FastLanguageModel": "jaxtune.api",
+    "SFTConfig": "jaxtune.training.config",
+    "SFTTrainer": "jaxtune.training.trainer",
+    "TrainerCallback": "jaxtune.training.state",
+    "functional": "jaxtune",
+}
+
+__all__ = ["FastLanguageModel", "SFTConfig", "SFTTrainer", "TrainerCallback", "functional"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'jaxtune' has no attribute {name!r}; it has {__all__}")
+    home = _HOMES[name]
+    if home == __name__:
+        return importlib.import_module(f"{home}.{name}")
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__

@@ -1,0 +1,1 @@
+"""LoRA: which modules get it, counting, and its PEFT form."""

@@ -1,0 +1,133 @@
+"""Adapter stacks to PEFT's named tensors and back."""
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+
+from convert import Adapter, AdapterConfig
+from jaxtune.adapters.inject import inject_lora, projections
+from jaxtune.errors import IncompatibleCheckpointError
+from jaxtune.layers.linear import LoraSpec
+from jaxtune.models.decoder import CausalLM
+from jaxtune.models.naming import tensor_names
+
+PREFIX = "base_model.model."
+
+
+def peft_names(trainable: nnx.State) -> dict[str, Array]:
+    """The trained leaves under PEFT's tensor names, a layer at a time, without padding rows.
+
+    Args:
+      trainable: From `split`, or gradients or optimizer moments of its structure.
+
+    Returns:
+      {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": [R, in], ...}.
+    """
+    named: dict[str, Array] = {}
+    for path, leaf in nnx.to_flat_state(trainable):
+        value = leaf.get_value()
+        ranks = leaf.get_metadata().get("ranks")
+        layers = len(ranks) if ranks is not None else value.shape[0]
+        for layer, name in tensor_names(path, layers):
+            tensor = value if layer is None else value[layer]
+            if ranks is None:
+                named[PREFIX + name] = tensor
+            elif ranks[layer]:
+                rank = ranks[layer]
+                kept = tensor[:rank] if path[-1] == "lora_A" else tensor[:, :rank]
+                named[f"{PREFIX}{name}.weight"] = kept
+    return named
+
+
+def lora_specs(adapter: AdapterConfig, paths: list[str], layers: int) -> dict[str, LoraSpec]:
+    """The same rank and scale for every layer of the selected projections.
+
+    s = alpha / r, or alpha / sqrt(r) with `use_rslora`.
+    """
+    scale = _scale(adapter, adapter.r)
+    spec = LoraSpec(
+        ranks=(adapter.r,) * layers, scales=(scale,) * layers, dropout=adapter.lora_dropout
+    )
+    return dict.fromkeys(paths, spec)
+
+
+def attach_adapter(model: CausalLM, adapter: Adapter) -> None:
+    """Attach an adapter read from PEFT's files, trainable.
+
+    Each layer's rank is its tensor's own; layers without a tensor get rank 0.
+
+    Args:
+      model: The base, changed in place.
+      adapter: From `convert.read_adapter`.
+
+    Raises:
+      IncompatibleCheckpointError: A tensor has no place in the model, or another shape.
+    """
+    layers = model.config.num_hidden_layers
+    left = dict(adapter.tensors)
+    linears = projections(model)
+    found: dict[str, list[tuple[np.ndarray, np.ndarray] | None]] = {}
+    for path in linears:
+        pairs = [_take_pair(left, path, layer, layers) for layer in range(layers)]
+        if any(pair is not None for pair in pairs):
+            found[path] = pairs
+    if left:
+        raise IncompatibleCheckpointError(
+            "every tensor of an adapter must belong to a projection of the model; no place for "
+            f"{sorted(left)[:3]}. Check that the adapter was made for this base model."
+        )
+    specs = {}
+    for path, pairs in found.items():
+        ranks = tuple(0 if pair is None else pair[0].shape[0] for pair in pairs)
+        specs[path] = LoraSpec(
+            ranks=ranks,
+            scales=tuple(_scale(adapter.config, rank) if rank else 0.0 for rank in ranks),
+            dropout=adapter.config.lora_dropout,
+        )
+    inject_lora(model, specs, seed=0)
+    for path, pairs in found.items():
+        a = np.zeros(linears[path].lora_A.get_value().shape, np.float32)
+        b = np.zeros(linears[path].lora_B.get_value().shape, np.float32)
+        for layer, pair in enumerate(pairs):
+            if pair is not None:
+                _place_pair(path, layer, pair, a, b)
+        linears[path].lora_A[...] = jnp.asarray(a)
+        linears[path].lora_B[...] = jnp.asarray(b)
+
+
+def _take_pair(
+    tensors: dict[str, np.ndarray], path: str, layer: int, layers: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Remove one projection's A and B of one layer from the tensors; None if it has none."""
+    names = dict(tensor_names(("model", "layers", *path.split(".")), layers))
+    base = f"{PREFIX}{names[layer]}"
+    a = tensors.pop(f"{base}.lora_A.weight", None)
+    b = tensors.pop(f"{base}.lora_B.weight", None)
+    return None if a is None or b is None else (a, b)
+
+
+def _place_pair(
+    path: str, layer: int, pair: tuple[np.ndarray, np.ndarray], a: np.ndarray, b: np.ndarray
+) -> None:
+    """Write one layer's A and B into the padded stacks."""
+    rank = pair[0].shape[0]
+    if pair[0].shape[1] != a.shape[2] or pair[1].shape != (b.shape[1], rank):
+        raise IncompatibleCheckpointError(
+            f"the adapter of layer {layer} `{path}` must be A [r, {a.shape[2]}] and "
+            f"B [{b.shape[1]}, r]; got {pair[0].shape} and {pair[1].shape}. "
+            "Check that the adapter was made for this base model."
+        )
+    a[layer, :rank] = pair[0]
+    b[layer, :, :rank] = pair[1]
+
+
+def _scale(config: AdapterConfig, rank: int) -> float:
+    return config.lora_alpha / (rank**0.5 if config.use_rslora else rank)
+
+
+def numpy_tensors(tensors: Mapping[str, Array]) -> dict[str, np.ndarray]:
+    """The tensors in host memory."""
+    return {name: np.asarray(tensor) for name, tensor in tensors.items()}

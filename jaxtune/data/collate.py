@@ -1,0 +1,95 @@
+"""Rows of the epoch's order to windows of one of a few static shapes."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from jaxtune.data.batch import IGNORE, Batch
+from jaxtune.data.order import epoch_order
+
+# Row lengths are rounded up to this many tokens, so that near lengths share a compiled program.
+GRANULE = 64
+MAX_BUCKETS = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Window:
+    """The rows of one optimizer step.
+
+    Attributes:
+      batch: [accumulation * B, T] rows; the last window of an epoch is filled with empty rows.
+      tokens: Tokens in it, padding left out.
+      rows: Examples in it.
+    """
+
+    batch: Batch
+    tokens: int
+    rows: int
+
+
+def bucket_lengths(lengths: np.ndarray, max_length: int) -> tuple[int, ...]:
+    """At most four row lengths that cover the data: its quartiles, rounded up.
+
+    Args:
+      lengths: Tokens of each row.
+      max_length: Upper bound, tokens.
+
+    Returns:
+      Ascending lengths; the last one holds the longest row.
+    """
+    quantiles = np.quantile(lengths, np.arange(1, MAX_BUCKETS + 1) / MAX_BUCKETS)
+    rounded = -(-quantiles.astype(np.int64) // GRANULE) * GRANULE
+    longest = min(int(rounded[-1]), max_length)
+    return tuple(sorted({*(int(n) for n in rounded if n < longest), longest}))
+
+
+def windows_per_epoch(rows: int, batch_size: int, accumulation: int) -> int:
+    """Optimizer steps an epoch; the last one takes the remainder, as in transformers."""
+    micro_batches = -(-rows // batch_size)
+    return max(1, -(-micro_batches // accumulation))
+
+
+def windows(
+    rows: list[np.ndarray],
+    *,
+    batch_size: int,
+    accumulation: int,
+    buckets: tuple[int, ...],
+    seed: int,
+    epoch: int,
+) -> Iterator[Window]:
+    """The windows of one epoch, in the Hugging Face trainer's order.
+
+    Args:
+      rows: Token ids of each example.
+      batch_size: Rows a micro-batch.
+      accumulation: Micro-batches a window.
+      buckets: Permitted row lengths, ascending.
+      seed: Of the order.
+      epoch: Counted from 0.
+
+    Yields:
+      Windows of `batch_size * accumulation` rows, layout "causal".
+    """
+    size = batch_size * accumulation
+    order = epoch_order(len(rows), seed, epoch)
+    for start in range(0, len(order), size):
+        chosen = [rows[i] for i in order[start : start + size]]
+        longest = max(len(row) for row in chosen)
+        length = next(bucket for bucket in buckets if bucket >= longest)
+        yield Window(
+            batch=collate(chosen, size, length),
+            tokens=sum(len(row) for row in chosen),
+            rows=len(chosen),
+        )
+
+
+def collate(rows: list[np.ndarray], size: int, length: int) -> Batch:
+    """Pad rows on the right, and the batch with empty rows; padding is masked by length."""
+    input_ids = np.zeros((size, length), np.int32)
+    labels = np.full((size, length), IGNORE, np.int32)
+    for place, row in enumerate(rows):
+        input_ids[place, : len(row)] = row
+        labels[place, : len(row)] = row
+    return Batch(input_ids=input_ids, labels=labels, layout="causal")

@@ -1,0 +1,17 @@
+"""Exceptions that need an explanation of their own; everything else is a built-in."""
+
+
+class UnsupportedModelError(ValueError):
+    """The model's configuration asks for maths that this library does not compute.
+
+    Raised while the configuration is read, before any weight is touched. Loading such a model
+    anyway would give wrong logits without a word, so an unknown key is an error and not a warning.
+    """
+
+
+class IncompatibleCheckpointError(ValueError):
+    """The files of a checkpoint do not hold the tensors that the model's configuration promises."""
+
+
+class NotBuiltYetError(NotImplementedError):
+    """A right request that this version does not serve yet; the message says what to use instead."""

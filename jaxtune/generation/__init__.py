@@ -1,0 +1,1 @@
+"""Generation on the training forward, with a key/value cache."""

@@ -1,0 +1,98 @@
+"""Prompts of any form to one left-padded block."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """Prompts whose last tokens stand side by side.
+
+    Attributes:
+      given: What the caller passed, rectangular, [B, P]; the output begins with it.
+      input_ids: Tokens padded on the left, [B, W].
+      segment_ids: 1 for tokens, 0 for padding, [B, W].
+      positions: Of each token in its prompt, [B, W].
+    """
+
+    given: np.ndarray
+    input_ids: np.ndarray
+    segment_ids: np.ndarray
+    positions: np.ndarray
+
+
+def prepare_prompts(
+    input_ids: Any, attention_mask: Any, *, pad_token_id: int, vocab_size: int, multiple: int
+) -> Prompts:
+    """Put the tokens of each row at the right end of a block.
+
+    Padding is what `attention_mask` says, on either side; never a token's value.
+
+    Args:
+      input_ids: [B, P] integers (NumPy, JAX, torch, nested lists), or rows of unequal length.
+      attention_mask: [B, P], 1 for tokens; None: all are tokens.
+      pad_token_id: Fills the block.
+      vocab_size: V.
+      multiple: W is rounded up to a multiple of this, tokens.
+
+    Returns:
+      The block.
+
+    Raises:
+      ValueError: Not two-dimensional, an empty prompt, or an id outside the vocabulary.
+    """
+    rows, given = _rows(input_ids, attention_mask, pad_token_id)
+    if not rows or min(len(row) for row in rows) == 0:
+        raise ValueError("every prompt must hold at least one token; got an empty one.")
+    low, high = min(int(row.min()) for row in rows), max(int(row.max()) for row in rows)
+    if low < 0 or high >= vocab_size:
+        raise ValueError(
+            f"token ids must be in [0, {vocab_size}); got ids from {low} to {high}. "
+            "Use the tokenizer that belongs to the model."
+        )
+    longest = max(len(row) for row in rows)
+    width = -(-longest // multiple) * multiple
+    block = np.full((len(rows), width), pad_token_id, np.int32)
+    segments = np.zeros((len(rows), width), np.int32)
+    positions = np.zeros((len(rows), width), np.int32)
+    for place, row in enumerate(rows):
+        block[place, width - len(row) :] = row
+        segments[place, width - len(row) :] = 1
+        positions[place, width - len(row) :] = np.arange(len(row))
+    return Prompts(given=given, input_ids=block, segment_ids=segments, positions=positions)
+
+
+def _rows(
+    input_ids: Any, attention_mask: Any, pad_token_id: int
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """The tokens of each row, and a rectangular form of the input."""
+    if isinstance(input_ids, Sequence) and len({len(row) for row in input_ids}) > 1:
+        if attention_mask is not None:
+            raise ValueError(
+                "`attention_mask` goes with rows of one length; got rows of several. "
+                "Leave it out: the lengths say what is a token."
+            )
+        rows = [np.asarray(row, np.int32) for row in input_ids]
+        width = max(len(row) for row in rows)
+        given = np.full((len(rows), width), pad_token_id, np.int32)
+        for place, row in enumerate(rows):
+            given[place, width - len(row) :] = row
+        return rows, given
+    given = np.asarray(input_ids)
+    if given.ndim != 2 or given.dtype.kind not in "iu":
+        raise ValueError(
+            "`input_ids` must be integers of shape [batch, length]; got "
+            f"{given.dtype} of shape {given.shape}. For one prompt pass [ids]."
+        )
+    given = given.astype(np.int32)
+    if attention_mask is None:
+        return list(given), given
+    mask = np.asarray(attention_mask).astype(bool)
+    if mask.shape != given.shape:
+        raise ValueError(
+            f"`attention_mask` must have the shape of `input_ids`, {given.shape}; got {mask.shape}."
+        )
+    return [row[kept] for row, kept in zip(given, mask, strict=True)], given

@@ -1,0 +1,60 @@
+"""The verbs a user finds on a model: generate, save, count."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxtune.adapters.counting import trainable_line
+from jaxtune.generation.generate import generate
+from jaxtune.models.decoder import CausalLM
+from jaxtune.saving import save_adapter
+
+
+class LanguageModel(CausalLM):
+    """A causal language model with what a user does to it, on top of the maths."""
+
+    def generate(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        *,
+        max_new_tokens: int = 20,
+        eos_token_id: int | Sequence[int] | None = None,
+        pad_token_id: int | None = None,
+    ) -> np.ndarray:
+        """Continue prompts greedily; see `jaxtune.generation.generate.generate`."""
+        return generate(
+            self,
+            input_ids,
+            attention_mask,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
+        )
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write the adapter in PEFT's format; see `jaxtune.saving.save_adapter`."""
+        save_adapter(self, save_directory)
+
+    def print_trainable_parameters(self) -> None:
+        """Print PEFT's line on trainable and all parameters."""
+        print(trainable_line(self))  # noqa: T201  PEFT's method of this name prints.
+
+
+@functools.cache
+def with_verbs(family: type[CausalLM]) -> type[LanguageModel]:
+    """The family's class with the verbs of `LanguageModel`; an instance is one of both.
+
+    The layers below must not import generation and saving, and a family file must stay free of
+    them; the two are joined here, once for each family.
+
+    Args:
+      family: A class of `jaxtune.models.registry.FAMILIES`.
+
+    Returns:
+      A subclass of both, under the family's name.
+    """
+    return type(family.__name__, (LanguageModel, family), {"__doc__": family.__doc__})

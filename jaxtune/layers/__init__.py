@@ -1,0 +1,1 @@
+"""Layer maths and nnx modules; the only callers of kernels."""

@@ -1,0 +1,67 @@
+"""Grouped-query self-attention with rotary positions, windows, soft-caps and a cache."""
+
+import functools
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxtune.config import DecoderConfig
+from jaxtune.layers.cache import KVCache
+from jaxtune.layers.context import LayerContext
+from jaxtune.layers.linear import Linear
+from jaxtune.layers.rope import apply_rope
+from pallas_kernels import attention
+
+
+class Attention(nnx.Module):
+    """o(softmax(cap(scale * rope(q) rope(k)^T) + mask) v)."""
+
+    def __init__(
+        self, config: DecoderConfig, *, layers: int, std: float, dtype: jnp.dtype, rngs: nnx.Rngs
+    ) -> None:
+        """Stack the four projections of `layers` layers."""
+        linear = functools.partial(
+            Linear, layers=layers, bias=config.attention_bias, std=std, dtype=dtype, rngs=rngs
+        )
+        query_width = config.num_attention_heads * config.head_dim
+        kv_width = config.num_key_value_heads * config.head_dim
+        self.config = config
+        self.q_proj = linear(config.hidden_size, query_width)
+        self.k_proj = linear(config.hidden_size, kv_width)
+        self.v_proj = linear(config.hidden_size, kv_width)
+        self.o_proj = linear(query_width, config.hidden_size)
+
+    def __call__(
+        self, x: Float[Array, "B T D"], context: LayerContext
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        """Attend; return the output and the cache with this layer's keys and values in it."""
+        q = self._heads(self.q_proj(x, context, 0))
+        k = self._heads(self.k_proj(x, context, 1))
+        v = self._heads(self.v_proj(x, context, 2))
+        q = apply_rope(q, context.cos, context.sin)
+        k = apply_rope(k, context.cos, context.sin)
+        cache, kv_segment_ids, q_offset = context.cache, context.segment_ids, 0
+        if cache is not None:
+            q_offset = cache.length
+            cache = cache.write(context.layer, k, v)
+            k, v = cache.layer(context.layer)
+            kv_segment_ids = cache.segment_ids
+        y = attention(
+            q,
+            k,
+            v,
+            scale=self.config.query_scale,
+            window=context.spec.window,
+            softcap=self.config.attn_logit_softcapping,
+            q_segment_ids=context.segment_ids,
+            kv_segment_ids=kv_segment_ids,
+            q_offset=q_offset,
+            backend=context.kernels,
+        )
+        y = y.reshape(*y.shape[:2], -1)  # [B, T, N*H]
+        return self.o_proj(y, context, 3), cache
+
+    def _heads(self, x: Float[Array, "B T NH"]) -> Float[Array, "B T N H"]:
+        """Split the last axis into heads."""
+        return x.reshape(*x.shape[:2], -1, self.config.head_dim)

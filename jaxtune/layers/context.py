@@ -1,0 +1,37 @@
+"""What a layer needs besides its weights and its input."""
+
+import dataclasses
+
+import jax
+from jaxtyping import Array, Float, Int
+
+from jaxtune.config import LayerSpec
+from jaxtune.layers.cache import KVCache
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerContext:
+    """The surroundings of one layer's call.
+
+    Attributes:
+      layer: Index of the layer in the stack; traced inside a run.
+      spec: Its static specification.
+      cos: Cosines of the rotary embedding, [B or 1, T, H], in the activation's dtype.
+      sin: Sines, likewise.
+      segment_ids: Document of each query, [B, T]; None when each row is one document padded on
+        the right (layout "causal").
+      cache: Keys and values of earlier positions, or None.
+      adapters: Add the LoRA branch where there is one.
+      dropout_key: Of this layer; None turns dropout off.
+      kernels: Backend request handed to every op.
+    """
+
+    layer: Int[Array, ""] | int
+    spec: LayerSpec
+    cos: Float[Array, "_ T H"]
+    sin: Float[Array, "_ T H"]
+    segment_ids: Int[Array, "B T"] | None
+    cache: KVCache | None
+    adapters: bool
+    dropout_key: jax.Array | None
+    kernels: str

@@ -1,0 +1,38 @@
+"""The gated MLP."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxtune.config import DecoderConfig
+from jaxtune.layers.context import LayerContext
+from jaxtune.layers.linear import Linear
+
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
+
+
+class MLP(nnx.Module):
+    """down(act(gate(x)) * up(x))."""
+
+    def __init__(
+        self, config: DecoderConfig, *, layers: int, std: float, dtype: jnp.dtype, rngs: nnx.Rngs
+    ) -> None:
+        """Stack the three projections of `layers` layers."""
+        linear = functools.partial(
+            Linear, layers=layers, bias=config.mlp_bias, std=std, dtype=dtype, rngs=rngs
+        )
+        self.hidden_activation = config.hidden_activation
+        self.gate_proj = linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = linear(config.intermediate_size, config.hidden_size)
+
+    def __call__(self, x: Float[Array, "B T D"], context: LayerContext) -> Float[Array, "B T D"]:
+        """Apply one layer's MLP."""
+        gate = ACTIVATIONS[self.hidden_activation](self.gate_proj(x, context, 4))
+        return self.down_proj(gate * self.up_proj(x, context, 5), context, 6)

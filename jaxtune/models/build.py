@@ -1,0 +1,53 @@
+"""Models without files, for tests, plans and benchmarks; and the switch from trained to frozen."""
+
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxtune.config import DecoderConfig
+from jaxtune.layers.variables import Frozen
+from jaxtune.models.decoder import CausalLM
+
+
+def build(
+    model_class: type[CausalLM],
+    config: DecoderConfig,
+    weights: Literal["abstract", "random"],
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    seed: int = 0,
+    initializer_range: float = 0.02,
+) -> CausalLM:
+    """Make a model from its configuration alone.
+
+    Args:
+      model_class: The family.
+      config: Its sizes and values.
+      weights: "abstract": `jax.ShapeDtypeStruct` leaves, no memory; "random": drawn from
+        N(0, initializer_range^2) on the default device.
+      dtype: Of the weights.
+      seed: Of the random weights.
+      initializer_range: Standard deviation of the random weights.
+
+    Returns:
+      A model whose every leaf is an `nnx.Param`; `freeze` makes it a base for adapters.
+    """
+
+    def make() -> CausalLM:
+        rngs = nnx.Rngs(params=seed)
+        return model_class(config, rngs=rngs, dtype=dtype, initializer_range=initializer_range)
+
+    if weights == "abstract":
+        return nnx.eval_shape(make)
+    if weights == "random":
+        return make()
+    raise ValueError(f"`weights` must be 'abstract' or 'random'; got {weights!r}")
+
+
+def freeze(model: nnx.Module) -> None:
+    """Turn every trained leaf into a frozen one, adapters excepted; the arrays stay where they are."""
+    for _, module in nnx.iter_modules(model):
+        for name, value in list(vars(module).items()):
+            if isinstance(value, nnx.Param) and not isinstance(value, nnx.LoRAParam):
+                setattr(module, name, Frozen(value.get_value()))

@@ -1,0 +1,268 @@
+"""The one decoder: every family's forward pass, for training, evaluation and generation."""
+
+import functools
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxtune.config import DecoderConfig
+from jaxtune.layers.attention import Attention
+from jaxtune.layers.cache import KVCache
+from jaxtune.layers.context import LayerContext
+from jaxtune.layers.embedding import Embedding
+from jaxtune.layers.linear import Linear
+from jaxtune.layers.mlp import MLP
+from jaxtune.layers.norm import RMSNorm
+from jaxtune.layers.rope import rope_tables
+from jaxtune.models.carried import Carried
+from jaxtune.models.run import run_layers
+
+Remat = Literal["full", "none"]
+
+
+class Block(nnx.Module):
+    """One transformer layer; its parameters are the stacks of all L layers."""
+
+    def __init__(
+        self, config: DecoderConfig, *, std: float, dtype: jnp.dtype, rngs: nnx.Rngs
+    ) -> None:
+        """Stack the parameters of every layer."""
+        layers = config.num_hidden_layers
+
+        def norm() -> RMSNorm:
+            return RMSNorm(config.hidden_size, config.norm, layers=layers, dtype=dtype)
+
+        self.self_attn = Attention(config, layers=layers, std=std, dtype=dtype, rngs=rngs)
+        self.mlp = MLP(config, layers=layers, std=std, dtype=dtype, rngs=rngs)
+        self.input_layernorm = norm()
+        self.post_attention_layernorm = norm()
+        self.sandwich = config.norm.sandwich
+        if self.sandwich:
+            self.pre_feedforward_layernorm = norm()
+            self.post_feedforward_layernorm = norm()
+
+    def __call__(
+        self, x: Float[Array, "B T D"], context: LayerContext
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        """Apply one layer (the module holds that layer's slices).
+
+        Without `sandwich`, `post_attention_layernorm` is Llama's norm before the MLP; with it,
+        the norm of attention's output, and the one before the MLP has a name of its own.
+        """
+        y, cache = self.self_attn(self.input_layernorm(x), context)
+        if self.sandwich:
+            x = x + self.post_attention_layernorm(y)
+            y = self.mlp(self.pre_feedforward_layernorm(x), context)
+            return x + self.post_feedforward_layernorm(y), cache
+        x = x + y
+        return x + self.mlp(self.post_attention_layernorm(x), context), cache
+
+
+class Decoder(nnx.Module):
+    """Embedding, the stack of layers, and the final norm."""
+
+    def __init__(
+        self, config: DecoderConfig, *, std: float, dtype: jnp.dtype, rngs: nnx.Rngs
+    ) -> None:
+        """Build the stacks; `dtype` is that of weights and activations."""
+        self.config = config
+        self.embed_tokens = Embedding(
+            config.vocab_size,
+            config.hidden_size,
+            scale=config.embedding_scale,
+            std=std,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.layers = Block(config, std=std, dtype=dtype, rngs=rngs)
+        self.norm = RMSNorm(config.hidden_size, config.norm, layers=None, dtype=dtype)
+        self.remat: Remat = "full"
+        self.kernels = "auto"
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B T"],
+        *,
+        segment_ids: Int[Array, "B T"] | None = None,
+        positions: Int[Array, "B T"] | None = None,
+        cache: KVCache | None = None,
+        adapters: bool = True,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        """Hidden states after the final norm, and the cache with these positions in it.
+
+        Args:
+          input_ids: Token ids, [B, T].
+          segment_ids: Document of each token, [B, T]; a token sees its own document only. None
+            promises one document a row, padded on the right.
+          positions: Of each token inside its document, [B, T]; None: from `segment_ids`, else
+            0 .. T-1.
+          cache: Earlier positions to attend to as well; needs `segment_ids` and `positions`.
+          adapters: False gives the base model's output.
+          dropout_key: Turns the adapters' dropout on.
+
+        Returns:
+          Hidden states [B, T, D], and the cache (None if none was given).
+        """
+        config = self.config
+        if input_ids.shape[1] > config.max_position_embeddings and cache is None:
+            raise ValueError(
+                "a row must not be longer than the model's range; got "
+                f"{input_ids.shape[1]} tokens, wanted <= {config.max_position_embeddings}. "
+                "Shorten the rows (max_seq_length)."
+            )
+        x = self.embed_tokens(input_ids)
+        if positions is None:
+            positions = default_positions(input_ids.shape[1], segment_ids)
+        ropes = {
+            spec.rope: rope_tables(spec.rope, config.head_dim, positions, x.dtype)
+            for spec in config.period
+        }
+        if cache is not None and segment_ids is not None:
+            cache = cache.admit(segment_ids)
+
+        def layer(
+            block: Block, x: jax.Array, cache: KVCache | None, index: jax.Array | int, place: int
+        ) -> tuple[jax.Array, KVCache | None]:
+            spec = config.period[place]
+            cos, sin = ropes[spec.rope]
+            key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
+            context = LayerContext(
+                layer=index,
+                spec=spec,
+                cos=cos,
+                sin=sin,
+                segment_ids=segment_ids,
+                cache=cache,
+                adapters=adapters,
+                dropout_key=key,
+                kernels=self.kernels,
+            )
+            return block(x, context)
+
+        x, cache = run_layers(
+            self.layers, layer, x, cache, config.num_hidden_layers, len(config.period), self.remat
+        )
+        return self.norm(x), cache if cache is None else cache.advance(input_ids.shape[1])
+
+
+class CausalLM(nnx.Module):
+    """A decoder and its output head; the families are named subclasses without code of their own.
+
+    Attributes:
+      model: The decoder.
+      lm_head: The output head; None where the embedding is tied.
+      carried: What the model carries for its user; no part of the maths.
+    """
+
+    family: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype = jnp.float32,
+        initializer_range: float = 0.02,
+    ) -> None:
+        """Draw every matrix from N(0, initializer_range^2)."""
+        self.config = config
+        self.model = Decoder(config, std=initializer_range, dtype=dtype, rngs=rngs)
+        self.lm_head = None
+        if not config.tie_word_embeddings:
+            self.lm_head = Linear(
+                config.hidden_size,
+                config.vocab_size,
+                layers=None,
+                bias=False,
+                std=initializer_range,
+                dtype=dtype,
+                rngs=rngs,
+            )
+        self.carried = Carried()
+
+    @staticmethod
+    def config_from_hf(hf: dict[str, Any]) -> DecoderConfig:
+        """The decoder's configuration from transformers' dictionary form."""
+        raise NotImplementedError(f"a family reads its own configuration; got {sorted(hf)}")
+
+    @property
+    def head_weight(self) -> Float[Array, "V D"]:
+        """Matrix of the output head, the embedding where it is tied."""
+        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        return head.weight[...]
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of weights and activations."""
+        return self.model.embed_tokens.weight[...].dtype
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether any adapter has dropout."""
+        linears = (m for _, m in nnx.iter_modules(self) if isinstance(m, Linear))
+        return any(m.lora is not None and m.lora.dropout > 0 for m in linears)
+
+    def __call__(
+        self,
+        input_ids: Int[Array | np.ndarray, "B T"],
+        segment_ids: Int[Array | np.ndarray, "B T"] | None = None,
+        positions: Int[Array | np.ndarray, "B T"] | None = None,
+        *,
+        adapters: bool = True,
+    ) -> Float[Array, "B T V"]:
+        """Logits of every position, float32, after the final soft-cap.
+
+        Args:
+          input_ids: Token ids, [B, T].
+          segment_ids: Document of each token; None: one document a row, padded on the right.
+          positions: Inside the document; None: counted.
+          adapters: False gives the base model.
+
+        Returns:
+          [B, T, V]; large: training and generation never call this.
+        """
+        graphdef, state = nnx.split(self)
+        return _logits(graphdef, adapters, state, input_ids, segment_ids, positions)
+
+    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """cap(hidden E^T), accumulated and returned in float32."""
+        head = self.head_weight.astype(hidden.dtype)
+        wide = jnp.promote_types(hidden.dtype, jnp.float32)
+        z = jnp.einsum("BTD,VD->BTV", hidden, head, preferred_element_type=wide)
+        cap = self.config.final_logit_softcapping
+        return z if cap is None else cap * jnp.tanh(z / cap)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _logits(
+    graphdef: nnx.GraphDef,
+    adapters: bool,
+    state: nnx.State,
+    input_ids: jax.Array,
+    segment_ids: jax.Array | None,
+    positions: jax.Array | None,
+) -> jax.Array:
+    """The forward pass of a call, compiled once for a structure and a shape."""
+    model = nnx.merge(graphdef, state)
+    hidden, _ = model.model(
+        input_ids, segment_ids=segment_ids, positions=positions, adapters=adapters
+    )
+    return model.logits(hidden)
+
+
+def default_positions(
+    length: int, segment_ids: Int[Array, "B T"] | None
+) -> Int[Array, "_ T"]:
+    """Positions that restart where the document changes; 0 .. T-1 for one document a row."""
+    index = jnp.arange(length, dtype=jnp.int32)[None]
+    if segment_ids is None:
+        return index
+    changed = segment_ids[:, 1:] != segment_ids[:, :-1]
+    starts = jnp.where(jnp.pad(changed, ((0, 0), (1, 0))), index, 0)
+    return index - jax.lax.cummax(starts, axis=1)
+

@@ -1,0 +1,81 @@
+"""A run: the stacked layers, scanned period by period, plus a tail.
+
+Trained leaves travel as the scan's inputs, so that their gradients come back stacked and each
+layer's is written once. Everything else stays whole and is read by layer index inside the
+(rematerialised) body: no period-shaped copy is made, and the backward pass keeps no slice of it.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from jaxtune.layers.cache import KVCache
+
+Layer = Callable[
+    [Any, jax.Array, KVCache | None, jax.Array | int, int], tuple[jax.Array, KVCache | None]
+]
+
+
+def run_layers(
+    block: nnx.Module,
+    layer: Layer,
+    x: jax.Array,
+    cache: KVCache | None,
+    layers: int,
+    period: int,
+    remat: Literal["full", "none"],
+) -> tuple[jax.Array, KVCache | None]:
+    """Apply `layers` layers to `x`; compile time does not grow with their number.
+
+    Args:
+      block: A module whose leaves are stacked, [L, ...].
+      layer: `layer(block of one layer, x, cache, index, place in the period) -> (x, cache)`.
+      x: Hidden states, [B, T, D].
+      cache: Carried from layer to layer, updated in place by the layer's index; None in training.
+      layers: L.
+      period: Layers a period; what differs inside it is static.
+      remat: "full" keeps each layer's input only and computes the rest again in the backward
+        pass; "none" keeps all that the backward pass reads.
+
+    Returns:
+      The hidden states after the last layer, and the cache.
+    """
+    graphdef, trained, fixed = nnx.split(block, nnx.Param, ...)
+
+    def apply(
+        place: int, x: jax.Array, cache: KVCache | None, leaves: nnx.State, index: jax.Array | int
+    ) -> tuple[jax.Array, KVCache | None]:
+        here = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, index, keepdims=False), fixed)
+        return layer(nnx.merge(graphdef, leaves, here), x, cache, index, place)
+
+    def one(
+        place: int, x: jax.Array, cache: KVCache | None, leaves: nnx.State, index: jax.Array | int
+    ) -> tuple[jax.Array, KVCache | None]:
+        body = functools.partial(apply, place)
+        if remat == "full":
+            body = jax.checkpoint(body, prevent_cse=False)
+        return body(x, cache, leaves, index)
+
+    def whole_period(
+        carry: tuple[jax.Array, KVCache | None], inputs: tuple[nnx.State, jax.Array]
+    ) -> tuple[tuple[jax.Array, KVCache | None], None]:
+        leaves, first = inputs
+        for place in range(period):
+            mine = jax.tree.map(lambda a, place=place: a[place], leaves)
+            carry = one(place, *carry, mine, first + place)
+        return carry, None
+
+    periods = layers // period
+    scanned = periods * period
+    head = jax.tree.map(lambda a: a[:scanned].reshape(periods, period, *a.shape[1:]), trained)
+    first = jnp.arange(0, scanned, period, dtype=jnp.int32)
+    carry, _ = lax.scan(whole_period, (x, cache), (head, first))
+    for index in range(scanned, layers):
+        mine = jax.tree.map(lambda a, index=index: a[index], trained)
+        carry = one(index - scanned, *carry, mine, jnp.int32(index))
+    return carry

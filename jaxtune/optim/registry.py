@@ -1,0 +1,60 @@
+"""Optimizers under the names of `TrainingArguments.optim`."""
+
+from collections.abc import Callable
+
+import optax
+
+
+def _adamw(
+    learning_rate: optax.Schedule, b1: float, b2: float, eps: float, weight_decay: float
+) -> optax.GradientTransformation:
+    """AdamW; optax's update equals torch's: p (1 - lr wd) - lr m_hat / (sqrt(v_hat) + eps)."""
+    return optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+
+
+def _sgd(
+    learning_rate: optax.Schedule, b1: float, b2: float, eps: float, weight_decay: float
+) -> optax.GradientTransformation:
+    """Plain SGD with torch's coupled decay: p - lr (g + wd p); b1, b2 and eps have no part."""
+    del b1, b2, eps
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate))
+
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adamw_torch": _adamw,
+    "adamw_torch_fused": _adamw,
+    "sgd": _sgd,
+}
+
+
+def create_optimizer(
+    name: str,
+    learning_rate: optax.Schedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+    """The optimizer of an `optim` name; clipping is the training step's.
+
+    Args:
+      name: As in `TrainingArguments.optim`.
+      learning_rate: Schedule, 1/step.
+      b1: Decay of the first moment.
+      b2: Decay of the second moment.
+      eps: Added to the root of the second moment.
+      weight_decay: Decoupled for AdamW.
+
+    Returns:
+      An optax transformation.
+
+    Raises:
+      ValueError: No optimizer has that name.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(
+            f"`optim` must be one of {sorted(OPTIMIZERS)} in this version; got {name!r}. "
+            "8-bit states are not built yet: use optim='adamw_torch'."
+        )
+    return OPTIMIZERS[name](learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)

@@ -1,0 +1,25 @@
+"""The one place that touches JAX's configuration."""
+
+from pathlib import Path
+
+import jax
+
+
+def use_compile_cache(folder: Path | None = None) -> Path | None:
+    """Keep compiled programs on disk, so that the second start of a run compiles nothing.
+
+    Called when a trainer or a program starts, never at import. A cache that the user configured
+    is left as it is. The folder is trusted code: whoever can write to it can run code here.
+
+    Args:
+      folder: Where; None is `.cache/jaxtune/xla` in the user's home.
+
+    Returns:
+      The folder set here, or None if the user had one.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:
+        return None
+    folder = folder or Path.home() / ".cache" / "jaxtune" / "xla"
+    # This module is the one exception to the rule against changing JAX's configuration.
+    jax.config.update("jax_compilation_cache_dir", str(folder))  # noqa: TID251
+    return folder

@@ -1,0 +1,105 @@
+"""The options of a training run, under TRL's names; imports no jax."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SFTConfig:
+    """Options of `SFTTrainer`; every field is read.
+
+    Defaults are TRL's names with Unsloth's values, but for `optim`: 8-bit states are not built
+    yet, so it is "adamw_torch".
+
+    Attributes:
+      output_dir: Folder of what the run writes; created when something is written.
+      dataset_text_field: Text column of the data set.
+      max_length: Longest row in tokens; None: the model's `max_seq_length`.
+      max_seq_length: The older name of `max_length`.
+      per_device_train_batch_size: Rows a micro-batch.
+      gradient_accumulation_steps: Micro-batches a step.
+      num_train_epochs: Passes over the data, unless `max_steps` is given.
+      max_steps: Optimizer steps; -1: from the epochs.
+      learning_rate: Peak, 1/step.
+      lr_scheduler_type: See `jaxtune.optim.schedules`.
+      warmup_steps: Steps of warm-up; below 1 it is a share of all steps.
+      warmup_ratio: The older name of such a share; None: `warmup_steps` alone.
+      optim: See `jaxtune.optim.registry`.
+      weight_decay: Decoupled weight decay, 1/step.
+      adam_beta1: Decay of the first moment.
+      adam_beta2: Decay of the second moment.
+      adam_epsilon: Added to the root of the second moment.
+      max_grad_norm: Gradients are scaled down to this global norm; 0 turns it off.
+      logging_steps: Steps between two log records.
+      seed: Of the data order and dropout.
+      disable_tqdm: No progress bar.
+    """
+
+    output_dir: str = "outputs"
+    dataset_text_field: str = "text"
+    max_length: int | None = None
+    max_seq_length: int | None = None
+    per_device_train_batch_size: int = 4
+    gradient_accumulation_steps: int = 2
+    num_train_epochs: float = 3.0
+    max_steps: int = -1
+    learning_rate: float = 5e-5
+    lr_scheduler_type: str = "linear"
+    warmup_steps: float = 0.1
+    warmup_ratio: float | None = None
+    optim: str = "adamw_torch"
+    weight_decay: float = 0.001
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    logging_steps: int = 1
+    seed: int = 3407
+    disable_tqdm: bool = False
+
+    def __post_init__(self) -> None:
+        """Check ranges, and that no two fields contradict each other."""
+        for name in (
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "num_train_epochs",
+            "logging_steps",
+        ):
+            _check(name, getattr(self, name), getattr(self, name) > 0, "> 0")
+        for name in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "seed"):
+            _check(name, getattr(self, name), getattr(self, name) >= 0, ">= 0")
+        _check("max_steps", self.max_steps, self.max_steps == -1 or self.max_steps > 0, "> 0 or -1")
+        for name in ("max_length", "max_seq_length"):
+            value = getattr(self, name)
+            _check(name, value, value is None or value > 0, "> 0 or None")
+        if None not in (self.max_length, self.max_seq_length) and (
+            self.max_length != self.max_seq_length
+        ):
+            raise ValueError(
+                "`max_length` and `max_seq_length` are two names of one limit and must agree; got "
+                f"{self.max_length} and {self.max_seq_length}. Pass one of them."
+            )
+        if self.warmup_ratio is not None:
+            _check("warmup_ratio", self.warmup_ratio, 0 <= self.warmup_ratio < 1, "in [0, 1)")
+
+    @property
+    def row_limit(self) -> int | None:
+        """Longest row in tokens, whichever name was used; None: the model's."""
+        return self.max_length if self.max_length is not None else self.max_seq_length
+
+    def warmup(self, total_steps: int) -> int:
+        """Warm-up in steps; a share is rounded up, as transformers does."""
+        if self.warmup_ratio is not None:
+            return _share(self.warmup_ratio, total_steps)
+        if self.warmup_steps < 1:
+            return _share(self.warmup_steps, total_steps)
+        return int(self.warmup_steps)
+
+
+def _share(ratio: float, total_steps: int) -> int:
+    # -(-x // 1) is ceil(x) without importing math.
+    return int(-(-total_steps * ratio // 1))
+
+
+def _check(name: str, got: object, holds: bool, wanted: str) -> None:
+    if not holds:
+        raise ValueError(f"`{name}` must be {wanted}; got {got}.")

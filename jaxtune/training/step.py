@@ -1,0 +1,190 @@
+"""The training step: pure functions over the two trees of a model."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxtune.data.batch import IGNORE, Batch, shift_labels
+from jaxtune.models.decoder import CausalLM
+from pallas_kernels import linear_cross_entropy
+
+Step = Callable[
+    [nnx.State, optax.OptState, nnx.State, Batch],
+    tuple[nnx.State, optax.OptState, dict[str, jax.Array]],
+]
+
+
+def split(model: CausalLM) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """Take a model apart into its structure, its trained arrays and its frozen ones.
+
+    Args:
+      model: Any module; what is an `nnx.Param` is trained.
+
+    Returns:
+      (graphdef, trainable, frozen); the structure is hashable and static, the two others are
+      pytrees of arrays.
+    """
+    return nnx.split(model, nnx.Param, ...)
+
+
+def merge(graphdef: nnx.GraphDef, trainable: nnx.State, frozen: nnx.State) -> CausalLM:
+    """Put a model together again; the inverse of `split`."""
+    return nnx.merge(graphdef, trainable, frozen)
+
+
+def loss(
+    graphdef: nnx.GraphDef, trainable: nnx.State, frozen: nnx.State, batch: Batch
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """Sum of the token losses of a batch, and the number of tokens in it.
+
+    sum over labels != -100 of (logsumexp(z) - z_label), labels shifted inside their document;
+    the mean is the caller's, since only the caller knows the whole accumulation window.
+
+    Args:
+      graphdef: From `split`; static.
+      trainable: From `split`; differentiate with respect to this.
+      frozen: From `split`.
+      batch: One micro-batch.
+
+    Returns:
+      (loss_sum, token_count), float32 and int32.
+    """
+    batch.check()
+    model = merge(graphdef, trainable, frozen)
+    hidden, _ = model.model(
+        jnp.asarray(batch.input_ids),
+        segment_ids=None if batch.segment_ids is None else jnp.asarray(batch.segment_ids),
+        positions=None if batch.positions is None else jnp.asarray(batch.positions),
+        dropout_key=batch.dropout_key,
+    )
+    labels = shift_labels(jnp.asarray(batch.labels), batch.segment_ids)
+    loss_sum = linear_cross_entropy(
+        hidden.reshape(-1, hidden.shape[-1]),
+        model.head_weight.astype(hidden.dtype),
+        labels.reshape(-1),
+        softcap=model.config.final_logit_softcapping,
+        backend=model.model.kernels,
+    )
+    return loss_sum, jnp.sum(labels != IGNORE)
+
+
+def window_gradient(
+    graphdef: nnx.GraphDef,
+    trainable: nnx.State,
+    frozen: nnx.State,
+    batch: Batch,
+    accumulation: int,
+) -> tuple[nnx.State, Float[Array, ""], Int[Array, ""]]:
+    """Gradient of the window's mean loss, that loss, and its token count.
+
+    The gradients of the micro-batches' loss sums are added up and divided once by the tokens of
+    the whole window, so the result does not depend on how the window is cut.
+
+    Args:
+      graphdef: From `split`.
+      trainable: From `split`.
+      frozen: From `split`.
+      batch: All rows of the window, [accumulation * B, T].
+      accumulation: Micro-batches to cut it into, in order.
+
+    Returns:
+      (gradient, mean loss, token count).
+    """
+    value_and_grad = jax.value_and_grad(loss, argnums=1, has_aux=True)
+
+    def micro_step(
+        total: tuple[nnx.State, jax.Array, jax.Array], micro: Batch
+    ) -> tuple[tuple[nnx.State, jax.Array, jax.Array], None]:
+        (loss_sum, count), gradient = value_and_grad(graphdef, trainable, frozen, micro)
+        return jax.tree.map(jnp.add, total, (gradient, loss_sum, count)), None
+
+    start = (
+        jax.tree.map(jnp.zeros_like, trainable),
+        jnp.zeros((), jnp.float32),
+        jnp.zeros((), jnp.int32),
+    )
+    (gradient, loss_sum, count), _ = jax.lax.scan(micro_step, start, _cut(batch, accumulation))
+    tokens = jnp.maximum(count, 1)
+    return jax.tree.map(lambda g: g / tokens, gradient), loss_sum / tokens, count
+
+
+def _cut(batch: Batch, accumulation: int) -> Batch:
+    """The window's rows as [accumulation, B, T], each micro-batch with a dropout key of its own."""
+    rows = batch.input_ids.shape[0]
+    if rows % accumulation:
+        raise ValueError(
+            f"a window's rows must divide into {accumulation} micro-batches; got {rows} rows. "
+            "Fill the last one with rows whose labels are all -100."
+        )
+
+    def cut(name: str) -> Any:
+        value = getattr(batch, name)
+        if value is None:
+            return None
+        return jnp.asarray(value).reshape(accumulation, rows // accumulation, -1)
+
+    key = batch.dropout_key
+    return Batch(
+        input_ids=cut("input_ids"),
+        labels=cut("labels"),
+        segment_ids=cut("segment_ids"),
+        positions=cut("positions"),
+        dropout_key=None if key is None else jax.random.split(key, accumulation),
+        layout=batch.layout,
+    )
+
+
+def clip_by_global_norm(
+    gradient: nnx.State, norm: Float[Array, ""], max_grad_norm: float
+) -> nnx.State:
+    """g * min(1, max / (norm + 1e-6)), torch's `clip_grad_norm_` (optax has no 1e-6)."""
+    scale = jnp.minimum(1.0, max_grad_norm / (norm + 1e-6))
+    return jax.tree.map(lambda g: g * scale, gradient)
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef,
+    tx: optax.GradientTransformation,
+    *,
+    accumulation: int = 1,
+    max_grad_norm: float | None = None,
+) -> Step:
+    """Compile-once training step: micro-batches, clip and optimizer in one program.
+
+    Args:
+      graphdef: From `split`.
+      tx: Any optax transformation; its schedule counts optimizer steps.
+      accumulation: Micro-batches a step; the batch's rows are cut in order.
+      max_grad_norm: Global norm to clip to; None or 0: no clipping.
+
+    Returns:
+      `step(trainable, opt_state, frozen, batch) -> (trainable, opt_state, metrics)`, which
+      *consumes* its first two arguments (their memory is reused). metrics: `loss` (mean over the
+      window's tokens), `grad_norm` (before clipping) and `tokens` (labels counted), on the device.
+    """
+
+    def step(
+        trainable: nnx.State, opt_state: optax.OptState, frozen: nnx.State, batch: Batch
+    ) -> tuple[nnx.State, optax.OptState, dict[str, jax.Array]]:
+        if batch.dropout_key is None and merge(graphdef, trainable, frozen).has_dropout:
+            raise ValueError(
+                "a model with lora_dropout > 0 needs `Batch.dropout_key` in a training step; got "
+                "None. Pass a key of its own to each step: "
+                "jax.random.fold_in(jax.random.key(seed), step)."
+            )
+        gradient, mean_loss, tokens = window_gradient(
+            graphdef, trainable, frozen, batch, accumulation
+        )
+        norm = optax.global_norm(gradient)
+        if max_grad_norm:
+            gradient = clip_by_global_norm(gradient, norm, max_grad_norm)
+        updates, opt_state = tx.update(gradient, opt_state, trainable)
+        trainable = optax.apply_updates(trainable, updates)
+        return trainable, opt_state, {"loss": mean_loss, "grad_norm": norm, "tokens": tokens}
+
+    return jax.jit(step, donate_argnums=(0, 1))

@@ -1,0 +1,39 @@
+"""Shared fixtures: exact matrix products, the hypothesis profile, assets, the skips."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import jax
+import pytest
+
+hypothesis.settings.register_profile(
+    "jaxtune", deadline=None, max_examples=25, derandomize=True, print_blob=True
+)
+hypothesis.settings.load_profile("jaxtune")
+
+
+@pytest.fixture(autouse=True)
+def _exact_matrix_products() -> Iterator[None]:
+    """Parity is of the maths; a GPU's TF32 products would hide it."""
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The folder of real models and data (`JAXTUNE_ASSETS`, else beside the project)."""
+    beside = Path(__file__).parents[2] / "shared" / "assets"
+    folder = Path(os.environ.get("JAXTUNE_ASSETS", beside))
+    if not folder.is_dir():
+        pytest.skip(f"no assets at {folder}; set JAXTUNE_ASSETS")
+    return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and jax.default_backend() != "gpu":
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
