@@ -70,8 +70,9 @@ class FastLanguageModel:
             folder = resolve_folder(model_name, **where)
         hf_config = read_hf_config(folder)
         model_class = with_verbs(find_family(hf_config.get("model_type")))
-        max_seq_length = _within_range(max_seq_length, hf_config["max_position_embeddings"])
-        model = load_model(folder, hf_config, model_class, dtype=resolve_dtype(dtype))
+        config = model_class.config_from_hf(hf_config)
+        max_seq_length = _within_range(max_seq_length, config.max_position_embeddings)
+        model = load_model(folder, model_class, config, dtype=resolve_dtype(dtype))
         model.model.remat = remat
         model.model.kernels = kernels
         tokenizer = _load_tokenizer(folder)
@@ -91,8 +92,8 @@ class FastLanguageModel:
         model: LanguageModel,
         r: int = 16,
         target_modules: Sequence[str] = PROJECTIONS,
-        lora_alpha: float = 16,
-        lora_dropout: float = 0.0,
+        lora_alpha: int | float = 16,
+        lora_dropout: int | float = 0.0,
         bias: str = "none",
         use_gradient_checkpointing: bool | str = "auto",
         random_state: int = 3407,

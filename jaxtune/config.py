@@ -168,6 +168,6 @@ class DecoderConfig:
         return self.period[index % len(self.period)]
 
 
-def _positive(name: str, value: float) -> None:
+def _positive(name: str, value: int | float) -> None:
     if not value > 0:
         raise ValueError(f"`{name}` must be > 0; got {value}")

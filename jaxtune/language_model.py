@@ -57,4 +57,8 @@ def with_verbs(family: type[CausalLM]) -> type[LanguageModel]:
     Returns:
       A subclass of both, under the family's name.
     """
-    return type(family.__name__, (LanguageModel, family), {"__doc__": family.__doc__})
+    return type(
+        family.__name__,
+        (LanguageModel, family),
+        {"__doc__": family.__doc__, "__module__": family.__module__},
+    )

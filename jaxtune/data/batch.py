@@ -15,7 +15,7 @@ Layout = Literal["causal", "packed"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Rows of one static shape.
+    """Rows of one static shape; the micro-batches of a window are stacked on a leading axis.
 
     Attributes:
       input_ids: Token ids, [B, T].
@@ -27,10 +27,10 @@ class Batch:
         "packed". Static: it selects the compiled program.
     """
 
-    input_ids: Int[Array | np.ndarray, "B T"]
-    labels: Int[Array | np.ndarray, "B T"]
-    segment_ids: Int[Array | np.ndarray, "B T"] | None = None
-    positions: Int[Array | np.ndarray, "B T"] | None = None
+    input_ids: Int[Array | np.ndarray, "*window B T"]
+    labels: Int[Array | np.ndarray, "*window B T"]
+    segment_ids: Int[Array | np.ndarray, "*window B T"] | None = None
+    positions: Int[Array | np.ndarray, "*window B T"] | None = None
     dropout_key: jax.Array | None = None
     layout: Layout = dataclasses.field(default="packed", metadata={"static": True})
 

@@ -40,8 +40,8 @@ def bucket_lengths(lengths: np.ndarray, max_length: int) -> tuple[int, ...]:
     """
     quantiles = np.quantile(lengths, np.arange(1, MAX_BUCKETS + 1) / MAX_BUCKETS)
     rounded = -(-quantiles.astype(np.int64) // GRANULE) * GRANULE
-    longest = min(int(rounded[-1]), max_length)
-    return tuple(sorted({*(int(n) for n in rounded if n < longest), longest}))
+    longest = min(max(int(rounded[-1]), GRANULE), max_length)
+    return tuple(sorted({*(int(n) for n in rounded if 0 < n < longest), longest}))
 
 
 def windows_per_epoch(rows: int, batch_size: int, accumulation: int) -> int:

@@ -10,7 +10,7 @@ def torch_randperm(n: int, seed: int) -> np.ndarray:
 
     Args:
       n: Rows.
-      seed: Generator seed, below 2^32.
+      seed: Generator seed, >= 0; its low 32 bits count, as in torch.
 
     Returns:
       A permutation of 0 .. n-1, [n] int64.
@@ -20,7 +20,7 @@ def torch_randperm(n: int, seed: int) -> np.ndarray:
     order = np.arange(n)
     if n < 2:
         return order
-    words = np.random.RandomState(seed).randint(0, 2**32, n - 1, np.uint32)  # noqa: NPY002
+    words = np.random.RandomState(seed % 2**32).randint(0, 2**32, n - 1, np.uint32)
     steps = words.astype(np.int64) % (n - np.arange(n - 1))
     for i, step in enumerate(steps):
         order[i], order[i + step] = order[i + step], order[i]

@@ -51,7 +51,7 @@ def tokenize_text(
     texts = [_text(row, number, text_field) for number, row in enumerate(dataset)]
     if not texts:
         raise ValueError("`train_dataset` must hold at least one row; got none.")
-    encoded = tokenizer(texts, truncation=False, padding=False)["input_ids"]
+    encoded = _encode(tokenizer, texts)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     rows, truncated, lost, appended = [], 0, 0, 0
     for ids in encoded:
@@ -78,6 +78,23 @@ def _text(row: Mapping[str, Any], number: int, field: str) -> str:
             f"the column `{field}` must hold text; row {number} holds {type(text).__name__}."
         )
     return text
+
+
+def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text; truncation and padding that the tokenizer was saved with survive.
+
+    A call of a transformers tokenizer sets them anew on the object underneath. `verbose=False`:
+    the rows are cut later, so its warning of long rows would mislead.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    truncation, padding = getattr(backend, "truncation", None), getattr(backend, "padding", None)
+    try:
+        return tokenizer(texts, truncation=False, padding=False, verbose=False)["input_ids"]
+    finally:
+        if truncation is not None:
+            backend.enable_truncation(**truncation)
+        if padding is not None:
+            backend.enable_padding(**padding)
 
 
 def _with_specials(

@@ -2,8 +2,8 @@
 
 import functools
 
-import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxtune.config import DecoderConfig
@@ -18,7 +18,7 @@ class Attention(nnx.Module):
     """o(softmax(cap(scale * rope(q) rope(k)^T) + mask) v)."""
 
     def __init__(
-        self, config: DecoderConfig, *, layers: int, std: float, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, config: DecoderConfig, *, layers: int, std: float, dtype: DTypeLike, rngs: nnx.Rngs
     ) -> None:
         """Stack the four projections of `layers` layers."""
         linear = functools.partial(

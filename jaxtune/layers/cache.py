@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 
@@ -59,7 +60,7 @@ class KVCache:
 
 
 def empty_cache(
-    layers: int, batch: int, slots: int, kv_heads: int, head_dim: int, dtype: jnp.dtype
+    layers: int, batch: int, slots: int, kv_heads: int, head_dim: int, dtype: DTypeLike
 ) -> KVCache:
     """A cache with room for `slots` positions a row; bytes = 2 L B S K H itemsize."""
     shape = (layers, batch, slots, kv_heads, head_dim)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 
@@ -20,7 +21,7 @@ class Embedding(nnx.Module):
         *,
         scale: float,
         std: float,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
         """Draw the matrix from N(0, std^2)."""

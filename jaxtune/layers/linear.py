@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxtune.layers.context import LayerContext
@@ -24,7 +25,7 @@ class LoraSpec:
 
     ranks: tuple[int, ...]
     scales: tuple[float, ...]
-    dropout: float
+    dropout: int | float
 
 
 class Linear(nnx.Module):
@@ -52,7 +53,7 @@ class Linear(nnx.Module):
         layers: int | None,
         bias: bool,
         std: float,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
         """Draw the weight from N(0, std^2)."""
@@ -85,7 +86,7 @@ class Linear(nnx.Module):
     def _branch(
         self, lora: LoraSpec, x: Float[Array, "B T I"], context: LayerContext, slot: int
     ) -> Float[Array, "B T O"]:
-        """s (drop(x) A^T) B^T."""
+        """S (drop(x) A^T) B^T."""
         a = self.lora_A[...].astype(x.dtype)
         b = self.lora_B[...].astype(x.dtype)
         if lora.dropout > 0 and context.dropout_key is not None:

@@ -3,8 +3,8 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxtune.config import DecoderConfig
@@ -21,7 +21,7 @@ class MLP(nnx.Module):
     """down(act(gate(x)) * up(x))."""
 
     def __init__(
-        self, config: DecoderConfig, *, layers: int, std: float, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, config: DecoderConfig, *, layers: int, std: float, dtype: DTypeLike, rngs: nnx.Rngs
     ) -> None:
         """Stack the three projections of `layers` layers."""
         linear = functools.partial(

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxtune.config import NormSpec
@@ -18,7 +19,7 @@ class RMSNorm(nnx.Module):
     `Gemma2RMSNorm` in transformers (https://github.com/huggingface/transformers/pull/29402).
     """
 
-    def __init__(self, width: int, spec: NormSpec, *, layers: int | None, dtype: jnp.dtype) -> None:
+    def __init__(self, width: int, spec: NormSpec, *, layers: int | None, dtype: DTypeLike) -> None:
         """Make a norm that scales by one; `layers` adds the stack's leading axis."""
         shape = (width,) if layers is None else (layers, width)
         self.spec = spec

@@ -4,6 +4,7 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxtune.config import RopeSpec
@@ -44,7 +45,7 @@ def inverse_frequencies(spec: RopeSpec, head_dim: int) -> np.ndarray:
 
 
 def rope_tables(
-    spec: RopeSpec, head_dim: int, positions: Int[Array, "B T"], dtype: jnp.dtype
+    spec: RopeSpec, head_dim: int, positions: Int[Array, "B T"], dtype: DTypeLike
 ) -> tuple[Float[Array, "B T H"], Float[Array, "B T H"]]:
     """Cosines and sines of position * inv_freq, computed in float32 and cast to `dtype`.
 

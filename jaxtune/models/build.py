@@ -1,24 +1,27 @@
 """Models without files, for tests, plans and benchmarks; and the switch from trained to frozen."""
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxtune.config import DecoderConfig
 from jaxtune.layers.variables import Frozen
 from jaxtune.models.decoder import CausalLM
 
+ModelT = TypeVar("ModelT", bound=CausalLM)
+
 
 def build(
-    model_class: type[CausalLM],
+    model_class: type[ModelT],
     config: DecoderConfig,
     weights: Literal["abstract", "random"],
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     seed: int = 0,
     initializer_range: float = 0.02,
-) -> CausalLM:
+) -> ModelT:
     """Make a model from its configuration alone.
 
     Args:
@@ -34,7 +37,7 @@ def build(
       A model whose every leaf is an `nnx.Param`; `freeze` makes it a base for adapters.
     """
 
-    def make() -> CausalLM:
+    def make() -> ModelT:
         rngs = nnx.Rngs(params=seed)
         return model_class(config, rngs=rngs, dtype=dtype, initializer_range=initializer_range)
 

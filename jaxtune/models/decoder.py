@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxtune.config import DecoderConfig
@@ -28,7 +29,7 @@ class Block(nnx.Module):
     """One transformer layer; its parameters are the stacks of all L layers."""
 
     def __init__(
-        self, config: DecoderConfig, *, std: float, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, config: DecoderConfig, *, std: float, dtype: DTypeLike, rngs: nnx.Rngs
     ) -> None:
         """Stack the parameters of every layer."""
         layers = config.num_hidden_layers
@@ -66,7 +67,7 @@ class Decoder(nnx.Module):
     """Embedding, the stack of layers, and the final norm."""
 
     def __init__(
-        self, config: DecoderConfig, *, std: float, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, config: DecoderConfig, *, std: float, dtype: DTypeLike, rngs: nnx.Rngs
     ) -> None:
         """Build the stacks; `dtype` is that of weights and activations."""
         self.config = config
@@ -155,24 +156,24 @@ class CausalLM(nnx.Module):
 
     Attributes:
       model: The decoder.
-      lm_head: The output head; None where the embedding is tied.
+      lm_head: The output head; exists only where the embedding is not tied.
       carried: What the model carries for its user; no part of the maths.
     """
 
     family: ClassVar[str] = ""
+    lm_head: Linear
 
     def __init__(
         self,
         config: DecoderConfig,
         *,
         rngs: nnx.Rngs,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         initializer_range: float = 0.02,
     ) -> None:
         """Draw every matrix from N(0, initializer_range^2)."""
         self.config = config
         self.model = Decoder(config, std=initializer_range, dtype=dtype, rngs=rngs)
-        self.lm_head = None
         if not config.tie_word_embeddings:
             self.lm_head = Linear(
                 config.hidden_size,
@@ -193,7 +194,7 @@ class CausalLM(nnx.Module):
     @property
     def head_weight(self) -> Float[Array, "V D"]:
         """Matrix of the output head, the embedding where it is tied."""
-        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        head = self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
         return head.weight[...]
 
     @property
@@ -255,9 +256,7 @@ def _logits(
     return model.logits(hidden)
 
 
-def default_positions(
-    length: int, segment_ids: Int[Array, "B T"] | None
-) -> Int[Array, "_ T"]:
+def default_positions(length: int, segment_ids: Int[Array, "B T"] | None) -> Int[Array, "_ T"]:
     """Positions that restart where the document changes; 0 .. T-1 for one document a row."""
     index = jnp.arange(length, dtype=jnp.int32)[None]
     if segment_ids is None:
@@ -265,4 +264,3 @@ def default_positions(
     changed = segment_ids[:, 1:] != segment_ids[:, :-1]
     starts = jnp.where(jnp.pad(changed, ((0, 0), (1, 0))), index, 0)
     return index - jax.lax.cummax(starts, axis=1)
-

@@ -7,12 +7,31 @@ from jaxtune.errors import UnsupportedModelError
 
 # Keys that say nothing about the logits: bookkeeping, generation defaults, labels, initialisation.
 NEUTRAL_KEYS = frozenset(
-    """
-    _name_or_path architectures auto_map bos_token_id cache_implementation chunk_size_feed_forward
-    dtype eos_token_id id2label initializer_range is_encoder_decoder label2id model_type
-    output_attentions output_hidden_states pad_token_id problem_type return_dict torch_dtype
-    transformers_version unsloth_fixed unsloth_version use_cache
-    """.split()
+    [
+        "_name_or_path",
+        "architectures",
+        "auto_map",
+        "bos_token_id",
+        "cache_implementation",
+        "chunk_size_feed_forward",
+        "dtype",
+        "eos_token_id",
+        "id2label",
+        "initializer_range",
+        "is_encoder_decoder",
+        "label2id",
+        "model_type",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "problem_type",
+        "return_dict",
+        "torch_dtype",
+        "transformers_version",
+        "unsloth_fixed",
+        "unsloth_version",
+        "use_cache",
+    ]
 )
 
 
@@ -74,7 +93,12 @@ class ConfigReader:
                 f"rope type {kind!r} needs exactly {sorted(fields[kind])}; "
                 f"{self.name} has {sorted(numbers)}."
             )
-        return RopeSpec(rope_type=kind, **numbers)
+        whole = numbers.pop("original_max_position_embeddings", None)
+        return RopeSpec(
+            rope_type=kind,
+            original_max_position_embeddings=whole,
+            **{key: float(value) for key, value in numbers.items()},
+        )
 
     def finish(self) -> None:
         """Raise if the configuration holds a key that was neither read nor neutral."""

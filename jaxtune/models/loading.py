@@ -2,22 +2,25 @@
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.typing import DTypeLike
 from tqdm.auto import tqdm
 
 from convert import Checkpoint, open_checkpoint
+from jaxtune.config import DecoderConfig
 from jaxtune.errors import IncompatibleCheckpointError
 from jaxtune.layers.variables import Frozen
 from jaxtune.models.build import build, freeze
 from jaxtune.models.decoder import CausalLM
 from jaxtune.models.naming import tensor_names
-from jaxtune.models.registry import find_family
+
+ModelT = TypeVar("ModelT", bound=CausalLM)
 
 WEIGHT_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model"]
 
@@ -57,7 +60,7 @@ def resolve_folder(
 
 
 def read_hf_config(folder: Path) -> dict[str, Any]:
-    """transformers' dictionary form of a folder's config.json, old spellings brought up to date."""
+    """Transformers' dictionary form of a folder's config.json, old spellings brought up to date."""
     from transformers import AutoConfig
 
     if not (folder / "config.json").is_file():
@@ -70,18 +73,18 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
 
 def load_model(
     folder: Path,
-    hf_config: dict[str, Any],
-    model_class: type[CausalLM] | None,
+    model_class: type[ModelT],
+    config: DecoderConfig,
     *,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     progress: bool = True,
-) -> CausalLM:
+) -> ModelT:
     """Build a model and stream its weights in, one tensor at a time; every leaf is frozen.
 
     Args:
-      folder: Holds config.json and safetensors files.
-      hf_config: From `read_hf_config`.
-      model_class: The family's class or a subclass; None: the family's own.
+      folder: Holds the safetensors files.
+      model_class: The family's class, or a subclass of it.
+      config: The model's sizes and values.
       dtype: Of the weights on the device.
       progress: Show a progress bar.
 
@@ -89,14 +92,11 @@ def load_model(
       The model.
 
     Raises:
-      UnsupportedModelError: The configuration asks for maths not computed here.
       IncompatibleCheckpointError: A tensor is missing, unexpected or of the wrong shape.
     """
-    model_class = model_class or find_family(hf_config.get("model_type"))
-    config = model_class.config_from_hf(hf_config)
     model = build(model_class, config, "abstract", dtype=dtype)
     with open_checkpoint(folder) as checkpoint:
-        leaves = nnx.to_flat_state(nnx.state(model))
+        leaves = list(nnx.to_flat_state(nnx.state(model)))
         wanted = {path: list(tensor_names(path, config.num_hidden_layers)) for path, _ in leaves}
         _check_tensors(checkpoint, leaves, wanted)
         with tqdm(

@@ -6,14 +6,14 @@ import optax
 
 
 def _adamw(
-    learning_rate: optax.Schedule, b1: float, b2: float, eps: float, weight_decay: float
+    learning_rate: optax.Schedule, b1: float, b2: float, eps: float, weight_decay: int | float
 ) -> optax.GradientTransformation:
     """AdamW; optax's update equals torch's: p (1 - lr wd) - lr m_hat / (sqrt(v_hat) + eps)."""
     return optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
 
 
 def _sgd(
-    learning_rate: optax.Schedule, b1: float, b2: float, eps: float, weight_decay: float
+    learning_rate: optax.Schedule, b1: float, b2: float, eps: float, weight_decay: int | float
 ) -> optax.GradientTransformation:
     """Plain SGD with torch's coupled decay: p - lr (g + wd p); b1, b2 and eps have no part."""
     del b1, b2, eps
@@ -34,7 +34,7 @@ def create_optimizer(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
-    weight_decay: float = 0.0,
+    weight_decay: int | float = 0.0,
 ) -> optax.GradientTransformation:
     """The optimizer of an `optim` name; clipping is the training step's.
 

@@ -4,9 +4,11 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 
-def linear(learning_rate: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
+def linear(learning_rate: int | float, warmup_steps: int, total_steps: int) -> optax.Schedule:
     """Rise from 0 over the warm-up, then fall to 0 at the last step.
 
     lr(n) = lr * n / max(1, W) for n < W, else lr * max(0, (N - n) / max(1, N - W)); n counts the
@@ -23,7 +25,7 @@ def linear(learning_rate: float, warmup_steps: int, total_steps: int) -> optax.S
     Source: transformers `optimization.py`, `_get_linear_schedule_with_warmup_lr_lambda`.
     """
 
-    def schedule(count: optax.ScalarOrSchedule) -> optax.ScalarOrSchedule:
+    def schedule(count: ArrayLike) -> Float[Array, ""]:
         step = jnp.asarray(count, jnp.float32)
         rise = step / max(1, warmup_steps)
         fall = jnp.maximum(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
@@ -32,7 +34,7 @@ def linear(learning_rate: float, warmup_steps: int, total_steps: int) -> optax.S
     return schedule
 
 
-def constant(learning_rate: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
+def constant(learning_rate: int | float, warmup_steps: int, total_steps: int) -> optax.Schedule:
     """The same rate at every step; a warm-up is refused, as transformers ignores it silently."""
     if warmup_steps:
         raise ValueError(
@@ -49,7 +51,7 @@ SCHEDULES: dict[str, Callable[[float, int, int], optax.Schedule]] = {
 
 
 def create_schedule(
-    name: str, learning_rate: float, warmup_steps: int, total_steps: int
+    name: str, learning_rate: int | float, warmup_steps: int, total_steps: int
 ) -> optax.Schedule:
     """The schedule of an `lr_scheduler_type`.
 

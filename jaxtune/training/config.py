@@ -40,18 +40,18 @@ class SFTConfig:
     max_seq_length: int | None = None
     per_device_train_batch_size: int = 4
     gradient_accumulation_steps: int = 2
-    num_train_epochs: float = 3.0
+    num_train_epochs: int | float = 3.0
     max_steps: int = -1
-    learning_rate: float = 5e-5
+    learning_rate: int | float = 5e-5
     lr_scheduler_type: str = "linear"
-    warmup_steps: float = 0.1
-    warmup_ratio: float | None = None
+    warmup_steps: int | float = 0.1
+    warmup_ratio: int | float | None = None
     optim: str = "adamw_torch"
-    weight_decay: float = 0.001
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_epsilon: float = 1e-8
-    max_grad_norm: float = 1.0
+    weight_decay: int | float = 0.001
+    adam_beta1: int | float = 0.9
+    adam_beta2: int | float = 0.999
+    adam_epsilon: int | float = 1e-8
+    max_grad_norm: int | float = 1.0
     logging_steps: int = 1
     seed: int = 3407
     disable_tqdm: bool = False
@@ -78,8 +78,10 @@ class SFTConfig:
                 "`max_length` and `max_seq_length` are two names of one limit and must agree; got "
                 f"{self.max_length} and {self.max_seq_length}. Pass one of them."
             )
-        if self.warmup_ratio is not None:
-            _check("warmup_ratio", self.warmup_ratio, 0 <= self.warmup_ratio < 1, "in [0, 1)")
+        _check("adam_epsilon", self.adam_epsilon, self.adam_epsilon > 0, "> 0")
+        for name in ("adam_beta1", "adam_beta2", "warmup_ratio"):
+            value = getattr(self, name)
+            _check(name, value, value is None or 0 <= value < 1, "in [0, 1)")
 
     @property
     def row_limit(self) -> int | None:

@@ -16,19 +16,20 @@ from types import FrameType
 def deferred_interrupt() -> Iterator[None]:
     """Hold SIGINT back inside the block and deliver it at the end; a second one is immediate.
 
-    Outside the main thread Python delivers no signals, and nothing is done.
+    Outside the main thread Python delivers no signals, and nothing is done; nor is anything where
+    the handler is not Python's (an embedding program's), since it could not be put back.
 
     Yields:
       Nothing.
     """
-    if threading.current_thread() is not threading.main_thread():
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or previous is None:
         yield
         return
-    held: list[tuple[int, FrameType | None]] = []
-    previous = signal.getsignal(signal.SIGINT)
+    held: list[int] = []
 
-    def hold(number: int, frame: FrameType | None) -> None:
-        held.append((number, frame))
+    def hold(number: int, _: FrameType | None) -> None:
+        held.append(number)
         signal.signal(signal.SIGINT, previous)
 
     signal.signal(signal.SIGINT, hold)
@@ -36,5 +37,6 @@ def deferred_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
-        if held and callable(previous):
-            previous(*held[0])
+        if held:
+            # Whatever it is: a function, the system's default (the process ends), or nothing.
+            signal.raise_signal(held[0])

@@ -140,9 +140,9 @@ def _cut(batch: Batch, accumulation: int) -> Batch:
 
 
 def clip_by_global_norm(
-    gradient: nnx.State, norm: Float[Array, ""], max_grad_norm: float
+    gradient: nnx.State, norm: Float[Array, ""], max_grad_norm: int | float
 ) -> nnx.State:
-    """g * min(1, max / (norm + 1e-6)), torch's `clip_grad_norm_` (optax has no 1e-6)."""
+    """G * min(1, max / (norm + 1e-6)), torch's `clip_grad_norm_` (optax has no 1e-6)."""
     scale = jnp.minimum(1.0, max_grad_norm / (norm + 1e-6))
     return jax.tree.map(lambda g: g * scale, gradient)
 
@@ -152,7 +152,7 @@ def make_train_step(
     tx: optax.GradientTransformation,
     *,
     accumulation: int = 1,
-    max_grad_norm: float | None = None,
+    max_grad_norm: int | float | None = None,
 ) -> Step:
     """Compile-once training step: micro-batches, clip and optimizer in one program.
 

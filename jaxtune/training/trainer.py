@@ -103,7 +103,9 @@ class SFTTrainer:
         args, rows = self.args, self.train_dataset.rows
         size = (args.per_device_train_batch_size, args.gradient_accumulation_steps)
         per_epoch = windows_per_epoch(len(rows), *size)
-        total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
+        total = (
+            args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
+        )
         self.state = TrainerState(
             max_steps=total,
             num_train_epochs=math.ceil(total / per_epoch),
@@ -228,8 +230,7 @@ def _one_tokenizer(tokenizer: Any, processing_class: Any, model: CausalLM) -> An
     found = tokenizer or processing_class or model.carried.tokenizer
     if found is None:
         raise ValueError(
-            "a tokenizer is needed; none was passed and the model carries none. "
-            "Pass tokenizer=."
+            "a tokenizer is needed; none was passed and the model carries none. Pass tokenizer=."
         )
     return found
 
@@ -255,4 +256,6 @@ def _check_ids(rows: TokenizedRows, vocab_size: int) -> None:
             f"{largest}. Use the tokenizer that belongs to the model."
         )
     if all(len(row) < 2 for row in rows.rows):
-        warnings.warn("every row has fewer than two tokens: there is nothing to learn", stacklevel=3)
+        warnings.warn(
+            "every row has fewer than two tokens: there is nothing to learn", stacklevel=3
+        )

@@ -1,0 +1,147 @@
+"""A LoRA adapter as PEFT's folder: adapter_model.safetensors and adapter_config.json.
+
+Tensor names are PEFT's own: `base_model.model.` + the module's path + `.lora_A.weight` [R, in],
+`.lora_B.weight` [out, R]; modules_to_save and trained biases by their own names.
+Source: https://github.com/huggingface/peft `utils/save_and_load.py` @ v0.21.2.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from convert.adapter_config import AdapterConfig, names_module
+from convert.errors import CheckpointError, broken, shown
+from convert.json_object import read_json_object
+from convert.tensors import read_safetensors, write_json, write_safetensors
+
+TENSORS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+_PREFIX = "base_model.model."
+_SIDE = re.compile(r"base_model\.model\.(.+)\.lora_(?:(A|B)\.weight|embedding_(A|B))")
+_FLOATS = frozenset(np.dtype(kind) for kind in (np.float32, np.float16, ml_dtypes.bfloat16))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """An adapter that was read.
+
+    Attributes:
+      config: Its configuration.
+      tensors: Its arrays by PEFT's names.
+    """
+
+    config: AdapterConfig
+    tensors: dict[str, np.ndarray]
+
+
+def write_adapter(folder: Path, tensors: Mapping[str, np.ndarray], config: AdapterConfig) -> None:
+    """Write an adapter that plain PEFT loads; each file atomically, the tensors first.
+
+    Args:
+      folder: Created if it is missing; the two files in it are replaced.
+      tensors: Arrays by PEFT's names, float32, bfloat16 or float16.
+      config: Their configuration.
+
+    Raises:
+      CheckpointError: no tensors, a name or dtype that PEFT would not load, an A without its B,
+        ranks that disagree with each other or with `config`. Nothing is written then.
+    """
+    _check(tensors, config, "The adapter to be written")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(folder / TENSORS_FILE, tensors, {"format": "pt"})
+    write_json(folder / CONFIG_FILE, config.to_json_dict())
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Read an adapter that we or PEFT wrote.
+
+    Args:
+      folder: Holds adapter_model.safetensors and adapter_config.json.
+
+    Returns:
+      Configuration and tensors, checked as `write_adapter` does.
+
+    Raises:
+      CheckpointError: a file is missing (pickle is never read) or damaged, the configuration would
+        change the maths, or the tensors do not fit it.
+    """
+    for name in (CONFIG_FILE, TENSORS_FILE):
+        if not (folder / name).is_file():
+            raise _missing(folder, name)
+    config = AdapterConfig.from_json_dict(read_json_object(folder / CONFIG_FILE))
+    tensors = read_safetensors(folder / TENSORS_FILE)
+    _check(tensors, config, str(folder / TENSORS_FILE))
+    return Adapter(config=config, tensors=tensors)
+
+
+def _missing(folder: Path, name: str) -> CheckpointError:
+    """Say which file is missing, and how to convert an adapter that is only there as pickle."""
+    got, cure = f"no {name} in {folder}", "Check the path, or save the adapter again."
+    if name == TENSORS_FILE and (folder / "adapter_model.bin").is_file():
+        got = f"only adapter_model.bin in {folder}, which is pickle, can run code and is never read"
+        cure = (
+            "If you trust it, convert it once where torch is installed: "
+            "PeftModel.from_pretrained(base, folder).save_pretrained(new_folder)."
+        )
+    return broken(
+        f"An adapter must be a folder with {TENSORS_FILE} and {CONFIG_FILE}",
+        got=got,
+        wanted="both files",
+        cure=cure,
+    )
+
+
+def _check(tensors: Mapping[str, np.ndarray], config: AdapterConfig, what: str) -> None:
+    """Check names, dtypes, pairs and ranks."""
+    pairs: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in tensors.items():
+        if array.dtype not in _FLOATS:
+            raise _unfit(what, f"{shown(name)} of dtype {array.dtype}", "float32/bfloat16/float16")
+        side = _SIDE.fullmatch(name)
+        if side is not None:
+            pairs.setdefault(side[1], {})[side[2] or side[3]] = array
+        elif not _is_whole(name):
+            raise _unfit(
+                what,
+                f"the name {shown(name)}",
+                f"{_PREFIX}<module>.lora_A.weight, .lora_B.weight, or a whole .weight or .bias",
+            )
+    if not tensors or (not pairs and config.modules_to_save is None):
+        raise _unfit(what, f"{len(tensors)} tensors and no lora_A", "at least one pair A, B")
+    for module, pair in pairs.items():
+        _check_pair(module, pair, config, what)
+
+
+def _is_whole(name: str) -> bool:
+    """True for the name of a whole weight or bias: modules_to_save, trained biases, base layers."""
+    return name.startswith(_PREFIX) and "lora_" not in name and name.endswith((".weight", ".bias"))
+
+
+def _check_pair(module: str, pair: dict[str, np.ndarray], config: AdapterConfig, what: str) -> None:
+    """Check that A [R, in] and B [out, R] are both there, with the rank that PEFT will build."""
+    for side in "AB":
+        if side not in pair:
+            raise _unfit(what, f"{module} without its lora_{side}", "both lora_A and lora_B")
+    shapes = f"{module} with A {pair['A'].shape} and B {pair['B'].shape}"
+    if pair["A"].ndim != 2 or pair["B"].ndim != 2 or pair["A"].shape[0] != pair["B"].shape[1]:
+        raise _unfit(what, shapes, "A [R, in] and B [out, R] of one rank R")
+    rank = config.rank_for(module)
+    if rank is not None and pair["A"].shape[0] != rank:
+        raise _unfit(what, shapes, f"rank {rank}, as `r` and `rank_pattern` say")
+    names = config.target_modules
+    if not isinstance(names, str) and not any(names_module(name, module) for name in names):
+        raise _unfit(what, f"{module}, which PEFT would skip", f"one of {shown(names)}")
+
+
+def _unfit(what: str, got: str, wanted: str) -> CheckpointError:
+    """Build the error for tensors that do not make an adapter."""
+    return broken(
+        f"{what} must be tensors that PEFT loads",
+        got=got,
+        wanted=wanted,
+        cure="Check that tensors and configuration belong to the same adapter.",
+    )

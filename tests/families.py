@@ -1,0 +1,92 @@
+"""One row per variant of a family: the tiny transformers configuration that shows it."""
+
+import dataclasses
+from typing import Any
+
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 44,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A tiny configuration.
+
+    Attributes:
+      name: Of the test row.
+      model_type: Of transformers.
+      options: Keyword arguments of transformers' configuration class.
+    """
+
+    name: str
+    model_type: str
+    options: dict[str, Any]
+
+
+VARIANTS = [
+    Variant("llama-untied", "llama", {**SMALL, "tie_word_embeddings": False}),
+    Variant(
+        "llama-tied-llama3-rope",
+        "llama",
+        {
+            **SMALL,
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500.0,
+                "factor": 4.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            },
+        },
+    ),
+    Variant(
+        "llama-biases-linear-rope",
+        "llama",
+        {
+            **SMALL,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "head_dim": 12,
+            "num_key_value_heads": 1,
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 2.5},
+        },
+    ),
+    Variant(
+        "gemma2-five-layers",
+        "gemma2",
+        {
+            **SMALL,
+            "num_hidden_layers": 5,
+            "head_dim": 12,
+            "sliding_window": 7,
+            "query_pre_attn_scalar": 20,
+            "attn_logit_softcapping": 5.0,
+            "final_logit_softcapping": 3.0,
+        },
+    ),
+    Variant(
+        "gemma2-even-no-caps",
+        "gemma2",
+        {
+            **SMALL,
+            "num_hidden_layers": 4,
+            "head_dim": 8,
+            "sliding_window": 5,
+            "query_pre_attn_scalar": 8,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+        },
+    ),
+]

@@ -1,0 +1,71 @@
+"""Learning rates step by step, against transformers' schedulers."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from jaxtune.optim.schedules import SCHEDULES, create_schedule
+from tests.tolerances import relative_error, tolerance
+
+PEAK = 2e-4
+CASES = [(0, 60), (5, 60), (60, 60), (59, 60), (0, 1), (1, 1), (7, 5), (0, 2)]
+
+
+def theirs(name, warmup_steps, total_steps):
+    """The rate of each update, as the optimizer of a transformers run has it."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=PEAK)
+    scheduler = transformers.get_scheduler(name, optimizer, warmup_steps, total_steps)
+    rates = []
+    for _ in range(total_steps):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    return [*rates, scheduler.get_last_lr()[0]]
+
+
+def ours(name, warmup_steps, total_steps):
+    schedule = create_schedule(name, PEAK, warmup_steps, total_steps)
+    return [float(schedule(jnp.int32(n))) for n in range(total_steps + 1)]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("warmup_steps", "total_steps"), CASES)
+def test_linear_equals_transformers(warmup_steps, total_steps):
+    expected = theirs("linear", warmup_steps, total_steps)
+    found = ours("linear", warmup_steps, total_steps)
+    assert relative_error(found, expected) <= tolerance("float32", "schedule")
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("total_steps", [1, 60])
+def test_constant_equals_transformers(total_steps):
+    expected = theirs("constant", 0, total_steps)
+    found = ours("constant", 0, total_steps)
+    assert relative_error(found, expected) <= tolerance("float32", "schedule")
+
+
+def test_linear_starts_at_zero_and_ends_at_zero():
+    rates = ours("linear", 5, 20)
+    assert (rates[0], rates[5], rates[20]) == (0.0, np.float32(PEAK), 0.0)
+
+
+def test_linear_stays_at_zero_after_the_end():
+    assert float(create_schedule("linear", PEAK, 5, 20)(25)) == 0.0
+
+
+@pytest.mark.parametrize("warmup_steps", [1, 5])
+def test_constant_refuses_a_warm_up(warmup_steps):
+    with pytest.raises(ValueError, match=f"warmup_steps={warmup_steps} of 60. Use 'linear'"):
+        create_schedule("constant", PEAK, warmup_steps, 60)
+
+
+def test_an_unknown_name_lists_the_known():
+    with pytest.raises(ValueError, match=r"one of \['constant', 'linear'\]; got 'cosine'"):
+        create_schedule("cosine", PEAK, 0, 60)
+
+
+@pytest.mark.parity
+def test_every_name_is_transformers_own():
+    assert set(SCHEDULES) <= {kind.value for kind in transformers.SchedulerType}

@@ -1,0 +1,31 @@
+"""Our model from an oracle's folders."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from convert import read_adapter
+from jaxtune.adapters.peft_form import attach_adapter
+from jaxtune.language_model import LanguageModel, with_verbs
+from jaxtune.models.carried import Carried
+from jaxtune.models.loading import load_model, read_hf_config
+from jaxtune.models.registry import find_family
+
+
+def load_base(folder: Path) -> LanguageModel:
+    """The base checkpoint in float32."""
+    hf_config = read_hf_config(folder)
+    family = with_verbs(find_family(hf_config["model_type"]))
+    config = family.config_from_hf(hf_config)
+    model = load_model(folder, family, config, dtype=jnp.float32, progress=False)
+    model.carried = Carried(name_or_path=str(folder), hf_config=hf_config)
+    return model
+
+
+def load_adapted(adapter_folder: Path) -> LanguageModel:
+    """The adapter over its base, trainable."""
+    adapter = read_adapter(adapter_folder)
+    model = load_base(Path(adapter.config.base_model_name_or_path or ""))
+    attach_adapter(model, adapter)
+    model.carried.adapter = adapter.config
+    return model

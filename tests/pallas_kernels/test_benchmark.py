@@ -1,0 +1,50 @@
+"""The timing runner."""
+
+import csv
+import io
+from functools import partial
+
+import jax
+import pytest
+
+from pallas_kernels import benchmark
+from pallas_kernels.cross_entropy.cases import ODD_CASES as CROSS_ENTROPY
+from pallas_kernels.cross_entropy.cases import make_inputs
+from tests.pallas_kernels.drawing import normal
+
+
+def test_writes_a_row_for_each_provider_and_direction(monkeypatch):
+    bench = benchmark.OPS["cross_entropy"]
+    x, head, labels = make_inputs(CROSS_ENTROPY[1], "float32", normal(0))
+    monkeypatch.setattr(bench, "CASES", {"small": CROSS_ENTROPY[1]})
+    monkeypatch.setattr(bench, "arguments", lambda _: ((x,), (head, labels)))
+    stream = io.StringIO()
+    benchmark.write_csv(benchmark.rows("cross_entropy"), stream)
+    table = list(csv.DictReader(io.StringIO(stream.getvalue())))
+    assert {(r["provider"], r["direction"]) for r in table} == {
+        (p, d) for p in ("ours", "reference") for d in ("forward", "forward+backward")
+    }
+    for row in table:
+        assert 0 < float(row["p20_us"]) <= float(row["p50_us"]) <= float(row["p80_us"])
+        assert (row["op"], row["case"], row["runs"]) == ("cross_entropy", "small", "20")
+
+
+@pytest.mark.parametrize("op", benchmark.OPS)
+def test_providers_of_every_real_case_have_equal_shapes(op):
+    bench = benchmark.OPS[op]
+    for case in bench.CASES.values():
+        arrays, rest = jax.eval_shape(lambda case=case: bench.arguments(case))
+        shapes = {
+            jax.eval_shape(partial(provider, case), arrays, rest).shape
+            for provider in bench.PROVIDERS.values()
+        }
+        assert len(shapes) == 1
+
+
+def test_rejects_unknown_names_and_few_runs():
+    with pytest.raises(ValueError, match="got 'attend'"):
+        next(benchmark.rows("attend"))
+    with pytest.raises(ValueError, match="got 'tiny'"):
+        next(benchmark.rows("attention", ["tiny"]))
+    with pytest.raises(ValueError, match="got 5"):
+        next(benchmark.rows("attention", runs=5))

@@ -1,0 +1,58 @@
+"""The only tolerances: largest error over largest value, by dtype and quantity.
+
+The comment of each entry is the largest error measured over the cases of the tests (CPU, matmul
+precision "highest"); the entry leaves a factor of about three for other devices and libraries.
+"""
+
+import numpy as np
+
+TOLERANCES = {
+    ("float64", "attention_forward"): 2e-15,  # 3.5e-16
+    ("float32", "attention_forward"): 5e-07,  # 1.6e-7
+    ("bfloat16", "attention_forward"): 0.01,  # 2.8e-3
+    ("float16", "attention_forward"): 0.001,  # 2.9e-4
+    ("float64", "attention_gradient"): 3e-15,  # 9.3e-16
+    ("float32", "attention_gradient"): 1.5e-06,  # 4.9e-7
+    ("bfloat16", "attention_gradient"): 0.01,  # 3.2e-3
+    ("float16", "attention_gradient"): 0.0015,  # 4.1e-4
+    ("float64", "cross_entropy_forward"): 2e-15,  # 2.5e-16
+    ("float32", "cross_entropy_forward"): 5e-07,  # 1.2e-7
+    ("bfloat16", "cross_entropy_forward"): 5e-07,  # 1.6e-8 (of the rounded inputs: all float32)
+    ("float16", "cross_entropy_forward"): 5e-07,  # 5.2e-8 (likewise)
+    ("float64", "cross_entropy_gradient"): 2e-15,  # 3.8e-16
+    ("float32", "cross_entropy_gradient"): 1.5e-06,  # 4.1e-7
+    ("bfloat16", "cross_entropy_gradient"): 0.015,  # 4.1e-3
+    ("float16", "cross_entropy_gradient"): 0.002,  # 5.4e-4
+    ("float32", "schedule"): 5e-7,
+    ("float64", "optimizer_step"): 1e-12,
+    ("float32", "optimizer_step"): 1e-6,
+    ("float32", "window_loss"): 1e-6,
+    ("float32", "window_gradient"): 2e-6,
+    ("float32", "gradient_norm"): 1e-6,
+    ("float32", "finite_difference"): 1e-2,
+    ("float32", "sgd_steps"): 2e-6,
+    ("float32", "adamw_steps"): 2e-3,
+    # The skeleton's contract, tiny random models against float64 torch.
+    ("float32", "logits"): 2e-5,
+    ("float32", "loss"): 1e-5,
+    ("float32", "lora_gradient"): 1e-4,
+}
+
+
+def tolerance(dtype, quantity):
+    """Largest `relative_error` that `quantity` may have when computed in `dtype`, a name."""
+    return TOLERANCES[dtype, quantity]
+
+
+def relative_error(actual, expected, scale=None):
+    """Largest absolute error over the largest absolute expected value, in float64.
+
+    NaN and infinity never pass; where all that is expected is 0, the error is absolute. `scale`
+    replaces the divisor, for a quantity that may be nothing but rounding beside its siblings.
+    """
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape, (actual.shape, expected.shape)
+    if not (np.isfinite(actual).all() and np.isfinite(expected).all()):
+        return float("inf")
+    scale = float(np.abs(expected).max()) if scale is None else float(scale)
+    return float(np.abs(actual - expected).max()) / (scale or 1.0)
