@@ -10,11 +10,12 @@ from jaxtune.adapters.peft_form import attach_adapter, lora_specs
 from jaxtune.errors import NotBuiltYetError
 from jaxtune.language_model import LanguageModel, with_verbs
 from jaxtune.models.carried import Carried
+from jaxtune.models.decoder import Remat
 from jaxtune.models.loading import load_model, read_hf_config, resolve_folder
 from jaxtune.models.precision import resolve_dtype
 from jaxtune.models.registry import find_family
 
-REMAT = {"auto": "full", True: "full", False: "none"}
+REMAT: dict[bool | str, Remat] = {"auto": "full", True: "full", False: "none"}
 
 
 class FastLanguageModel:
@@ -156,7 +157,7 @@ class FastLanguageModel:
         return model
 
 
-def _remat(choice: bool | str) -> str:
+def _remat(choice: bool | str) -> Remat:
     if choice not in REMAT:
         raise NotBuiltYetError(
             "`use_gradient_checkpointing` must be 'auto', True or False in this version; got "

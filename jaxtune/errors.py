@@ -14,4 +14,4 @@ class IncompatibleCheckpointError(ValueError):
 
 
 class NotBuiltYetError(NotImplementedError):
-    """A right request that this version does not serve yet; the message says what to use instead."""
+    """A right request that this version does not serve yet; the message names a way around."""

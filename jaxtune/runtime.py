@@ -17,6 +17,7 @@ def use_compile_cache(folder: Path | None = None) -> Path | None:
     Returns:
       The folder set here, or None if the user had one.
     """
+    # pyrefly: ignore[missing-attribute]  jax.config makes its attributes as it starts.
     if jax.config.jax_compilation_cache_dir is not None:
         return None
     folder = folder or Path.home() / ".cache" / "jaxtune" / "xla"

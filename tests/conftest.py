@@ -12,7 +12,7 @@ import pytest
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
-import jax  # noqa: E402
+import jax
 
 hypothesis.settings.register_profile(
     "jaxtune", deadline=None, max_examples=25, derandomize=True, print_blob=True

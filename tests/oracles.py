@@ -62,9 +62,7 @@ def make_oracle(
     return Oracle(folder / "base", folder / "adapter", model.double().eval())
 
 
-def oracle_logits(
-    oracle: Oracle, rows: np.ndarray, *, adapters: bool = True
-) -> np.ndarray:
+def oracle_logits(oracle: Oracle, rows: np.ndarray, *, adapters: bool = True) -> np.ndarray:
     """float64 logits of rows without padding, [B, T, V]."""
 
     def forward() -> torch.Tensor:

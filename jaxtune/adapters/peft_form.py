@@ -1,5 +1,6 @@
 """Adapter stacks to PEFT's named tensors and back."""
 
+import functools
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -47,11 +48,13 @@ def lora_specs(adapter: AdapterConfig, paths: list[str], layers: int) -> dict[st
 
     s = alpha / r, or alpha / sqrt(r) with `use_rslora`.
     """
-    scale = _scale(adapter, adapter.r)
-    spec = LoraSpec(
-        ranks=(adapter.r,) * layers, scales=(scale,) * layers, dropout=adapter.lora_dropout
-    )
-    return dict.fromkeys(paths, spec)
+    specs = {}
+    for path in paths:
+        scale = _scale(adapter, f"model.layers.0.{path}", adapter.r)
+        specs[path] = LoraSpec(
+            ranks=(adapter.r,) * layers, scales=(scale,) * layers, dropout=adapter.lora_dropout
+        )
+    return specs
 
 
 def attach_adapter(model: CausalLM, adapter: Adapter) -> None:
@@ -82,9 +85,10 @@ def attach_adapter(model: CausalLM, adapter: Adapter) -> None:
     specs = {}
     for path, pairs in found.items():
         ranks = tuple(0 if pair is None else pair[0].shape[0] for pair in pairs)
+        modules = [f"model.layers.{layer}.{path}" for layer in range(layers)]
         specs[path] = LoraSpec(
             ranks=ranks,
-            scales=tuple(_scale(adapter.config, rank) if rank else 0.0 for rank in ranks),
+            scales=tuple(map(functools.partial(_scale, adapter.config), modules, ranks)),
             dropout=adapter.config.lora_dropout,
         )
     inject_lora(model, specs, seed=0)
@@ -124,8 +128,18 @@ def _place_pair(
     b[layer, :, :rank] = pair[1]
 
 
-def _scale(config: AdapterConfig, rank: int) -> float:
-    return config.lora_alpha / (rank**0.5 if config.use_rslora else rank)
+def _scale(config: AdapterConfig, module: str, rank: int) -> float:
+    """S of one layer's projection; 0 where it has no adapter."""
+    if rank == 0:
+        return 0.0
+    alpha = config.alpha_for(module)
+    if alpha is None:
+        raise IncompatibleCheckpointError(
+            f"the alpha of every adapted module must be plain to read; that of `{module}` hangs on "
+            f"a regular expression in alpha_pattern: {dict(config.alpha_pattern)}. "
+            "Write the modules' names out in adapter_config.json."
+        )
+    return alpha / (rank**0.5 if config.use_rslora else rank)
 
 
 def numpy_tensors(tensors: Mapping[str, Array]) -> dict[str, np.ndarray]:

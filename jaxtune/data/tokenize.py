@@ -65,7 +65,7 @@ def tokenize_text(
     return TokenizedRows(rows=rows, truncated=truncated, tokens_lost=lost, eos_appended=appended)
 
 
-def _text(row: Mapping[str, Any], number: int, field: str) -> str:
+def _text(row: Any, number: int, field: str) -> str:
     if not isinstance(row, Mapping) or field not in row:
         held = sorted(row) if isinstance(row, Mapping) else type(row).__name__
         raise ValueError(
@@ -86,7 +86,7 @@ def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     A call of a transformers tokenizer sets them anew on the object underneath. `verbose=False`:
     the rows are cut later, so its warning of long rows would mislead.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     truncation, padding = getattr(backend, "truncation", None), getattr(backend, "padding", None)
     try:
         return tokenizer(texts, truncation=False, padding=False, verbose=False)["input_ids"]

@@ -70,9 +70,7 @@ def generate(
         graphdef,
         room,
         state,
-        prompts.input_ids,
-        prompts.segment_ids,
-        prompts.positions,
+        (prompts.input_ids, prompts.segment_ids, prompts.positions),
         np.int32(max_new_tokens),
         np.asarray(stops or [-1], np.int32),
         np.int32(pad),
@@ -91,16 +89,15 @@ def _greedy(
     graphdef: nnx.GraphDef,
     room: int,
     state: nnx.State,
-    input_ids: jax.Array,
-    segment_ids: jax.Array,
-    positions: jax.Array,
-    max_new_tokens: jax.Array,
-    stops: jax.Array,
-    pad: jax.Array,
+    prompts: tuple[jax.Array | np.ndarray, ...],
+    max_new_tokens: jax.Array | np.integer,
+    stops: jax.Array | np.ndarray,
+    pad: jax.Array | np.integer,
 ) -> tuple[jax.Array, jax.Array]:
     """Prefill, then one token an iteration until every row has stopped; all on the device."""
     model = nnx.merge(graphdef, state)
     config = model.config
+    input_ids, segment_ids, positions = map(jnp.asarray, prompts)
     rows, width = input_ids.shape
     cache = empty_cache(
         config.num_hidden_layers,

@@ -69,7 +69,7 @@ def _rows(
     input_ids: Any, attention_mask: Any, pad_token_id: int
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """The tokens of each row, and a rectangular form of the input."""
-    if isinstance(input_ids, Sequence) and len({len(row) for row in input_ids}) > 1:
+    if _is_ragged(input_ids):
         if attention_mask is not None:
             raise ValueError(
                 "`attention_mask` goes with rows of one length; got rows of several. "
@@ -96,3 +96,12 @@ def _rows(
             f"`attention_mask` must have the shape of `input_ids`, {given.shape}; got {mask.shape}."
         )
     return [row[kept] for row, kept in zip(given, mask, strict=True)], given
+
+
+def _is_ragged(input_ids: Any) -> bool:
+    """Whether the input is a list of lists of several lengths."""
+    if not isinstance(input_ids, Sequence):
+        return False
+    if not all(isinstance(row, Sequence) for row in input_ids):
+        return False
+    return len({len(row) for row in input_ids}) > 1

@@ -49,7 +49,7 @@ def build(
 
 
 def freeze(model: nnx.Module) -> None:
-    """Turn every trained leaf into a frozen one, adapters excepted; the arrays stay where they are."""
+    """Turn every trained leaf but the adapters into a frozen one; no array is copied."""
     for _, module in nnx.iter_modules(model):
         for name, value in list(vars(module).items()):
             if isinstance(value, nnx.Param) and not isinstance(value, nnx.LoRAParam):

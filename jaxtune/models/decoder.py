@@ -228,7 +228,11 @@ class CausalLM(nnx.Module):
           [B, T, V]; large: training and generation never call this.
         """
         graphdef, state = nnx.split(self)
-        return _logits(graphdef, adapters, state, input_ids, segment_ids, positions)
+        ids, segments, places = (
+            None if given is None else jnp.asarray(given)
+            for given in (input_ids, segment_ids, positions)
+        )
+        return _logits(graphdef, adapters, state, ids, segments, places)
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """cap(hidden E^T), accumulated and returned in float32."""

@@ -18,6 +18,7 @@ from jaxtune.errors import IncompatibleCheckpointError
 from jaxtune.layers.variables import Frozen
 from jaxtune.models.build import build, freeze
 from jaxtune.models.decoder import CausalLM
+from jaxtune.models.naming import Path as LeafPath
 from jaxtune.models.naming import tensor_names
 
 ModelT = TypeVar("ModelT", bound=CausalLM)
@@ -98,7 +99,7 @@ def load_model(
     with open_checkpoint(folder) as checkpoint:
         leaves = list(nnx.to_flat_state(nnx.state(model)))
         wanted = {path: list(tensor_names(path, config.num_hidden_layers)) for path, _ in leaves}
-        _check_tensors(checkpoint, leaves, wanted)
+        _check_tensors(folder, checkpoint, leaves, wanted)
         with tqdm(
             total=sum(len(names) for names in wanted.values()),
             desc="loading weights",
@@ -113,9 +114,10 @@ def load_model(
 
 
 def _check_tensors(
+    folder: Path,
     checkpoint: Checkpoint,
-    leaves: list[tuple[tuple[str, ...], nnx.Variable]],
-    wanted: dict[tuple[str, ...], list[tuple[int | None, str]]],
+    leaves: list[tuple[LeafPath, nnx.Variable]],
+    wanted: dict[LeafPath, list[tuple[int | None, str]]],
 ) -> None:
     """Compare names and shapes with the headers before any weight is read."""
     held = set(checkpoint.names)
@@ -130,7 +132,7 @@ def _check_tensors(
     if missing or extra:
         raise IncompatibleCheckpointError(
             "the checkpoint must hold exactly the tensors of its configuration; "
-            f"{checkpoint.folder} lacks {_some(missing)} and has unexpected {_some(extra)}. "
+            f"{folder} lacks {_some(missing)} and has unexpected {_some(extra)}. "
             "Check that config.json and the weights belong together."
         )
     for path, leaf in leaves:
@@ -175,7 +177,7 @@ def _place(stack: jax.Array, value: jax.Array, layer: jax.Array) -> jax.Array:
     return lax.dynamic_update_index_in_dim(stack, value.astype(stack.dtype), layer, 0)
 
 
-def _set_leaf(model: CausalLM, path: tuple[str, ...], value: jax.Array) -> None:
+def _set_leaf(model: CausalLM, path: LeafPath, value: jax.Array) -> None:
     module: Any = model
     for name in path[:-1]:
         module = getattr(module, name)

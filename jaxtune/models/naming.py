@@ -6,10 +6,12 @@ index l of the leaf `model.layers.mlp.up_proj.weight`.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 STACK = ("model", "layers")
 
-Path = tuple[str, ...]
+# nnx calls a path's parts keys; here all of them are attribute names.
+Path = tuple[Any, ...]
 
 
 def tensor_names(path: Path, layers: int) -> Iterator[tuple[int | None, str]]:

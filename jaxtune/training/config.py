@@ -97,7 +97,7 @@ class SFTConfig:
         return int(self.warmup_steps)
 
 
-def _share(ratio: float, total_steps: int) -> int:
+def _share(ratio: int | float, total_steps: int) -> int:
     # -(-x // 1) is ceil(x) without importing math.
     return int(-(-total_steps * ratio // 1))
 

@@ -60,7 +60,7 @@ class Log:
         record = {
             "loss": float(np.mean(self.losses[self.logged :])),
             "grad_norm": float(metrics["grad_norm"]),
-            "learning_rate": float(self.schedule(number - 1)),
+            "learning_rate": float(np.asarray(self.schedule(number - 1))),
             "epoch": round(epoch, 4),
             "step": number,
         }

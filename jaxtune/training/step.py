@@ -29,7 +29,8 @@ def split(model: CausalLM) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
       (graphdef, trainable, frozen); the structure is hashable and static, the two others are
       pytrees of arrays.
     """
-    return nnx.split(model, nnx.Param, ...)
+    graphdef, trainable, frozen = nnx.split(model, nnx.Param, ...)
+    return graphdef, trainable, frozen
 
 
 def merge(graphdef: nnx.GraphDef, trainable: nnx.State, frozen: nnx.State) -> CausalLM:
@@ -56,13 +57,14 @@ def loss(
     """
     batch.check()
     model = merge(graphdef, trainable, frozen)
+    segment_ids = None if batch.segment_ids is None else jnp.asarray(batch.segment_ids)
     hidden, _ = model.model(
         jnp.asarray(batch.input_ids),
-        segment_ids=None if batch.segment_ids is None else jnp.asarray(batch.segment_ids),
+        segment_ids=segment_ids,
         positions=None if batch.positions is None else jnp.asarray(batch.positions),
         dropout_key=batch.dropout_key,
     )
-    labels = shift_labels(jnp.asarray(batch.labels), batch.segment_ids)
+    labels = shift_labels(jnp.asarray(batch.labels), segment_ids)
     loss_sum = linear_cross_entropy(
         hidden.reshape(-1, hidden.shape[-1]),
         model.head_weight.astype(hidden.dtype),
@@ -180,11 +182,13 @@ def make_train_step(
         gradient, mean_loss, tokens = window_gradient(
             graphdef, trainable, frozen, batch, accumulation
         )
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         if max_grad_norm:
             gradient = clip_by_global_norm(gradient, norm, max_grad_norm)
         updates, opt_state = tx.update(gradient, opt_state, trainable)
-        trainable = optax.apply_updates(trainable, updates)
-        return trainable, opt_state, {"loss": mean_loss, "grad_norm": norm, "tokens": tokens}
+        metrics = {"loss": mean_loss, "grad_norm": norm, "tokens": tokens}
+        # optax's annotation forgets that the tree it returns is of the kind that it was given.
+        updated: Any = optax.apply_updates(trainable, updates)
+        return updated, opt_state, metrics
 
     return jax.jit(step, donate_argnums=(0, 1))

@@ -121,7 +121,7 @@ class SFTTrainer:
         self._report_start(log)
         started = time.perf_counter()
         try:
-            self._run(tx, log, per_epoch)
+            self._run(tx, log)
             log.flush()
         finally:
             log.close()
@@ -140,7 +140,7 @@ class SFTTrainer:
             weight_decay=args.weight_decay,
         )
 
-    def _run(self, tx: optax.GradientTransformation, log: "Log", per_epoch: int) -> None:
+    def _run(self, tx: optax.GradientTransformation, log: "Log") -> None:
         """The loop: dispatch a step, bind its arrays, then read the metrics of the one before."""
         args = self.args
         graphdef, trainable, frozen = split(self.model)
@@ -153,6 +153,7 @@ class SFTTrainer:
         opt_state = tx.init(trainable)
         key = jax.random.key(args.seed) if self.model.has_dropout else None
         self._tell("on_train_begin")
+        micro_batches = math.ceil(len(self.train_dataset.rows) / args.per_device_train_batch_size)
         flops_a_token = 6 * count_parameters(self.model)[1]
         for epoch in range(self.state.num_train_epochs):
             for number, window in enumerate(self._windows(epoch), start=1):
@@ -164,7 +165,8 @@ class SFTTrainer:
                     trainable, opt_state, metrics = step(trainable, opt_state, frozen, batch)
                     nnx.update(self.model, trainable)
                     self.state.global_step += 1
-                self.state.epoch = epoch + number / per_epoch
+                done = number * args.gradient_accumulation_steps
+                self.state.epoch = epoch + min(done / micro_batches, 1.0)
                 self.state.num_input_tokens_seen += window.tokens
                 self.state.total_flos += flops_a_token * window.tokens
                 log.step(metrics, window.tokens)

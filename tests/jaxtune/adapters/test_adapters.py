@@ -1,0 +1,197 @@
+"""LoRA as peft has it: identity at first, the same counts, any adapter read back."""
+
+import io
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+
+from convert import read_adapter
+from jaxtune.adapters.inject import PROJECTIONS, inject_lora, match_projections
+from jaxtune.adapters.peft_form import lora_specs
+from jaxtune.api import FastLanguageModel
+from jaxtune.config import DecoderConfig
+from jaxtune.errors import IncompatibleCheckpointError, NotBuiltYetError
+from jaxtune.language_model import with_verbs
+from jaxtune.models.build import build
+from jaxtune.models.gemma import Gemma2ForCausalLM
+from jaxtune.models.llama import LlamaForCausalLM
+from jaxtune.models.loading import read_hf_config
+from tests.families import VARIANTS
+from tests.loaded import load_adapted, load_base
+from tests.oracles import Oracle, make_oracle, random_rows
+from tests.tolerances import relative_error, tolerance
+
+
+@pytest.fixture(scope="module")
+def oracle(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    return make_oracle(VARIANTS[0], tmp_path_factory.mktemp("adapters"), initializer_range=0.3)
+
+
+def test_a_new_adapter_changes_nothing(oracle: Oracle) -> None:
+    base = load_base(oracle.folder)
+    rows = random_rows((2, 11)).astype(np.int32)
+    before = np.asarray(base(rows))
+    model = FastLanguageModel.get_peft_model(base, r=4)
+    np.testing.assert_array_equal(np.asarray(model(rows)), before)
+    assert np.abs(model.model.layers.mlp.up_proj.lora_A[...]).max() > 0
+
+
+def test_the_first_a_is_uniform_as_in_peft_and_follows_the_seed(oracle: Oracle) -> None:
+    def first(seed: int) -> np.ndarray:
+        base = load_base(oracle.folder)
+        model = FastLanguageModel.get_peft_model(base, r=16, random_state=seed)
+        return np.asarray(model.model.layers.mlp.gate_proj.lora_A[...])
+
+    a = first(1)
+    bound = 1 / np.sqrt(32)
+    assert np.abs(a).max() <= bound
+    assert a.std() == pytest.approx(bound / np.sqrt(3), rel=0.05)
+    np.testing.assert_array_equal(a, first(1))
+    assert not np.array_equal(a, first(2))
+
+
+@pytest.mark.parametrize("targets", [list(PROJECTIONS), ["q_proj", "down_proj"], ["mlp.up_proj"]])
+def test_counts_are_those_that_peft_prints(
+    oracle: Oracle, targets: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = transformers.AutoModelForCausalLM.from_pretrained(oracle.folder)
+    settings = peft.LoraConfig(r=3, target_modules=targets, task_type="CAUSAL_LM")
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        peft.get_peft_model(base, settings).print_trainable_parameters()
+    capsys.readouterr()
+    model = FastLanguageModel.get_peft_model(load_base(oracle.folder), r=3, target_modules=targets)
+    model.print_trainable_parameters()
+    assert capsys.readouterr().out == printed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "trainable"),
+    [
+        ("Meta-Llama-3-8B", LlamaForCausalLM, 41_943_040),
+        ("Llama-3.2-1B", LlamaForCausalLM, 11_272_192),
+        ("gemma-2-9b", Gemma2ForCausalLM, 54_018_048),
+    ],
+)
+def test_published_counts_without_memory(
+    assets: Path, name: str, family: type, trainable: int
+) -> None:
+    from jaxtune.adapters.counting import count_parameters
+
+    config: DecoderConfig = family.config_from_hf(read_hf_config(assets / "configs" / name))
+    model = build(with_verbs(family), config, "abstract")
+    FastLanguageModel.get_peft_model(model, r=16)
+    assert count_parameters(model)[0] == trainable
+
+
+@pytest.mark.parity
+def test_an_adapter_with_patterns_and_missing_layers_gives_pefts_logits(
+    oracle: Oracle, tmp_path: Path
+) -> None:
+    """Ranks and alphas that differ by layer are zero-padded stacks; absent layers have rank 0."""
+    base = transformers.AutoModelForCausalLM.from_pretrained(oracle.folder)
+    settings = peft.LoraConfig(
+        r=4,
+        lora_alpha=6,
+        target_modules=["q_proj", "down_proj"],
+        layers_to_transform=[0, 2],
+        rank_pattern={"layers.2.mlp.down_proj": 7, "q_proj": 2},
+        alpha_pattern={"layers.2.mlp.down_proj": 3},
+        use_rslora=True,
+        task_type="CAUSAL_LM",
+    )
+    theirs = peft.get_peft_model(base, settings)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0.0, 0.3)
+    theirs.peft_config["default"].base_model_name_or_path = str(oracle.folder)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = load_adapted(tmp_path / "theirs")
+    assert ours.model.layers.mlp.down_proj.lora.ranks == (4, 0, 7)
+    rows = random_rows((2, 11))
+    with torch.no_grad():
+        expected = theirs.double()(input_ids=torch.tensor(rows)).logits.numpy()
+    assert relative_error(ours(rows.astype(np.int32)), expected) <= tolerance("float32", "logits")
+    # Written back, it is the same adapter: no padding row leaves the stacks.
+    ours.save_pretrained(tmp_path / "ours")
+    before, after = read_adapter(tmp_path / "theirs"), read_adapter(tmp_path / "ours")
+    assert before.tensors.keys() == after.tensors.keys()
+    for name, tensor in before.tensors.items():
+        np.testing.assert_array_equal(after.tensors[name], tensor)
+
+
+def test_padding_rows_stay_zero_under_training(oracle: Oracle) -> None:
+    import optax
+
+    from jaxtune.data.batch import Batch
+    from jaxtune.layers.linear import LoraSpec
+    from jaxtune.training.step import make_train_step, merge, split
+
+    model = load_base(oracle.folder)
+    spec = LoraSpec(ranks=(3, 0, 1), scales=(1.0, 0.0, 2.0), dropout=0.0)
+    inject_lora(model, {"mlp.up_proj": spec, "self_attn.q_proj": spec}, seed=0)
+    graphdef, trainable, frozen = split(model)
+    tx = optax.adamw(1e-1, weight_decay=0.1)
+    step = make_train_step(graphdef, tx, max_grad_norm=1.0)
+    rows = random_rows((2, 9)).astype(np.int32)
+    batch = Batch(input_ids=rows, labels=rows, layout="causal")
+    opt_state = tx.init(trainable)
+    for _ in range(3):
+        trainable, opt_state, _ = step(trainable, opt_state, frozen, batch)
+    up = merge(graphdef, trainable, frozen).model.layers.mlp.up_proj
+    a, b = np.asarray(up.lora_A[...]), np.asarray(up.lora_B[...])
+    assert np.abs(b[0]).min() > 0
+    for layer, rank in enumerate(spec.ranks):
+        assert not a[layer, rank:].any()
+        assert not b[layer, :, rank:].any()
+
+
+def test_targets_follow_pefts_name_rule(oracle: Oracle) -> None:
+    model = load_base(oracle.folder)
+    assert match_projections(model, ["proj", "q_proj"][1:]) == ["self_attn.q_proj"]
+    assert match_projections(model, ["mlp.up_proj"]) == ["mlp.up_proj"]
+    for wrong in (["proj"], ["q_proj", "nothing"], []):
+        with pytest.raises(ValueError, match="`target_modules` must be a list of projections"):
+            match_projections(model, wrong)
+
+
+def test_a_second_adapter_is_refused_and_the_same_one_accepted(oracle: Oracle) -> None:
+    model = FastLanguageModel.get_peft_model(load_base(oracle.folder), r=4)
+    assert FastLanguageModel.get_peft_model(model, r=4) is model
+    with pytest.raises(TypeError, match="one adapter"):
+        FastLanguageModel.get_peft_model(model, r=8)
+    with pytest.raises(NotBuiltYetError, match="bias"):
+        FastLanguageModel.get_peft_model(load_base(oracle.folder), bias="all")
+
+
+def test_rslora_divides_by_the_root(oracle: Oracle) -> None:
+    model = FastLanguageModel.get_peft_model(
+        load_base(oracle.folder), r=16, lora_alpha=8, use_rslora=True
+    )
+    assert model.model.layers.mlp.up_proj.lora.scales == (2.0, 2.0, 2.0)
+    specs = lora_specs(model.carried.adapter, ["mlp.up_proj"], 1)
+    assert specs["mlp.up_proj"].scales == (2.0,)
+
+
+def test_an_adapter_for_another_model_is_refused(
+    oracle: Oracle, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    other = make_oracle(VARIANTS[2], tmp_path_factory.mktemp("other"), initializer_range=0.3)
+    model = load_base(other.folder)
+    from jaxtune.adapters.peft_form import attach_adapter
+
+    with pytest.raises(IncompatibleCheckpointError, match=r"must be A \[r, "):
+        attach_adapter(model, read_adapter(oracle.adapter_folder))
+
+
+def test_saving_without_an_adapter_is_refused(oracle: Oracle, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there must be an adapter to save"):
+        load_base(oracle.folder).save_pretrained(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()

@@ -1,0 +1,104 @@
+"""A real trained Llama, a real data set: loaded, tuned, exported, generating."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file
+
+from jaxtune import FastLanguageModel, SFTConfig, SFTTrainer
+from jaxtune.language_model import LanguageModel
+
+pytestmark = pytest.mark.parity
+
+STEPS = 100
+
+
+@pytest.fixture(scope="module")
+def folder(assets: Path) -> Path:
+    return assets / "stories260K"
+
+
+def load(folder: Path) -> tuple[LanguageModel, transformers.PreTrainedTokenizerBase]:
+    return FastLanguageModel.from_pretrained(
+        str(folder), max_seq_length=192, dtype="float32", load_in_4bit=False
+    )
+
+
+@pytest.fixture(scope="module")
+def tuned(folder: Path, assets: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The model after 100 LoRA steps on gsm8k, its log, and the adapter's folder."""
+    model, tokenizer = load(folder)
+    FastLanguageModel.get_peft_model(model, r=8, lora_alpha=16)
+    lines = (assets / "data" / "gsm8k" / "train.jsonl").read_text().splitlines()[:400]
+    rows = [json.loads(line) for line in lines]
+    trainer = SFTTrainer(
+        model,
+        tokenizer=tokenizer,
+        train_dataset=[{"text": f"{row['question']}\n{row['answer']}"} for row in rows],
+        args=SFTConfig(
+            max_steps=STEPS,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            learning_rate=5e-3,
+            warmup_steps=5,
+            disable_tqdm=True,
+        ),
+    )
+    trainer.train()
+    adapter = tmp_path_factory.mktemp("stories") / "adapter"
+    model.save_pretrained(adapter)
+    losses = [record["loss"] for record in trainer.state.log_history[:-1]]
+    return model, losses, adapter
+
+
+def test_logits_equal_the_golden_file(folder: Path) -> None:
+    model, _ = load(folder)
+    golden = load_file(folder / "golden_logits.safetensors")
+    logits = np.asarray(model(golden["input_ids"].astype(np.int32)))
+    assert np.abs(logits - golden["logits"]).max() <= 2e-4
+
+
+def test_the_loss_falls_in_100_steps(tuned) -> None:
+    _, losses, _ = tuned
+    assert len(losses) == STEPS
+    assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.8
+
+
+def test_the_adapter_in_peft_gives_our_logits_and_tokens(tuned, folder: Path) -> None:
+    model, _, adapter = tuned
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(base, adapter).eval()
+    tokenizer = model.carried.tokenizer
+    texts = ["Once upon a time", "Lily had 3 apples and", "A dog sold 48 clips. How many clips"]
+    rows = [tokenizer(text)["input_ids"] for text in texts]
+    ours = model.generate(rows, max_new_tokens=40)
+    width = max(len(row) for row in rows)
+    for row, new in zip(rows, ours[:, width:], strict=True):
+        ids = torch.tensor([row])
+        with torch.no_grad():
+            expected = theirs(input_ids=ids).logits.numpy()
+        actual = np.asarray(model(np.asarray([row], np.int32)))
+        assert np.abs(actual - expected).max() <= 1e-4
+        out = theirs.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=40,
+            do_sample=False,
+            pad_token_id=2,
+        )
+        tokens = out[0, len(row) :].numpy()
+        np.testing.assert_array_equal(new[: len(tokens)], tokens)
+
+
+def test_the_saved_adapter_loads_here_with_the_same_logits(tuned) -> None:
+    model, _, adapter = tuned
+    again, _ = FastLanguageModel.from_pretrained(
+        str(adapter), max_seq_length=192, dtype="float32", load_in_4bit=False
+    )
+    rows = np.arange(3, 43, dtype=np.int32)[None]
+    np.testing.assert_array_equal(np.asarray(again(rows)), np.asarray(model(rows)))

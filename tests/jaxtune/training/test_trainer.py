@@ -1,0 +1,257 @@
+"""The trainer against TRL's on the same model and rows, and its behaviour as it runs."""
+
+import functools
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import peft
+import pytest
+import transformers
+import trl
+from safetensors.numpy import load_file
+
+from jaxtune import SFTConfig, SFTTrainer, TrainerCallback
+from jaxtune.api import FastLanguageModel
+from jaxtune.errors import NotBuiltYetError
+from jaxtune.language_model import LanguageModel
+from tests.families import VARIANTS
+from tests.loaded import load_adapted, load_base
+from tests.oracles import Oracle, make_oracle
+from tests.tolerances import tolerance
+from tests.words import ragged_rows, word_tokenizer
+
+SHARED: dict[str, Any] = {
+    "max_steps": 7,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "learning_rate": 2e-2,
+    "warmup_steps": 2,
+    "weight_decay": 0.1,
+    "max_grad_norm": 0.5,
+    "seed": 11,
+    "max_length": 14,
+    "logging_steps": 1,
+    "optim": "adamw_torch",
+}
+
+
+@pytest.fixture(scope="module")
+def oracle(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    return make_oracle(VARIANTS[0], tmp_path_factory.mktemp("trainer"), initializer_range=0.3)
+
+
+def adapted(oracle: Oracle) -> LanguageModel:
+    model = load_adapted(oracle.adapter_folder)
+    model.carried.tokenizer = word_tokenizer()
+    return model
+
+
+def trainer_of(model: LanguageModel, rows: int = 13, **options: Any) -> SFTTrainer:
+    callbacks = options.pop("callbacks", None)
+    args = SFTConfig(**{**SHARED, "disable_tqdm": True, **options})
+    return SFTTrainer(model, args=args, train_dataset=ragged_rows(rows), callbacks=callbacks)
+
+
+def trl_history(oracle: Oracle, rows: int, folder: Path) -> list[dict[str, float]]:
+    """TRL's log records for the same run; 13 rows leave a remainder in each epoch."""
+    base = transformers.AutoModelForCausalLM.from_pretrained(oracle.folder)
+    model = peft.PeftModel.from_pretrained(base, oracle.adapter_folder, is_trainable=True)
+    args = trl.SFTConfig(
+        **SHARED,
+        output_dir=str(folder),
+        use_cpu=True,
+        bf16=False,
+        fp16=False,
+        gradient_checkpointing=False,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        lr_scheduler_type="linear",
+        loss_type="nll",
+    )
+    trainer = trl.SFTTrainer(
+        model=model,
+        args=args,
+        train_dataset=datasets.Dataset.from_list(ragged_rows(rows)),
+        processing_class=word_tokenizer(),
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train()
+    return [record for record in trainer.state.log_history if "loss" in record]
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore")  # TRL's own run; nothing of ours warns here
+def test_losses_norms_and_rates_are_those_of_trl(oracle: Oracle, tmp_path: Path) -> None:
+    theirs = trl_history(oracle, 13, tmp_path)
+    trainer = trainer_of(adapted(oracle))
+    output = trainer.train()
+    ours = trainer.state.log_history[:-1]
+    assert len(ours) == len(theirs) == output.global_step == 7
+    for mine, their in zip(ours, theirs, strict=True):
+        for key in ("loss", "grad_norm", "learning_rate", "epoch"):
+            limit = tolerance("float32", f"trl_{key}")
+            assert mine[key] == pytest.approx(float(their[key]), rel=limit, abs=1e-12), (mine, key)
+
+
+def test_output_and_state_have_the_fields_of_transformers(oracle: Oracle) -> None:
+    trainer = trainer_of(adapted(oracle), max_steps=-1, num_train_epochs=2, logging_steps=3)
+    output = trainer.train()
+    assert output.global_step == 8  # 13 rows: 7 micro-batches, 4 windows an epoch
+    assert set(output.metrics) == {
+        "train_runtime",
+        "train_samples_per_second",
+        "train_steps_per_second",
+        "total_flos",
+        "train_loss",
+        "epoch",
+    }
+    assert output.metrics["epoch"] == 2.0
+    assert math.isfinite(output.training_loss)
+    records = trainer.state.log_history
+    assert [record["step"] for record in records] == [3, 6, 8, 8]
+    assert set(records[0]) == {"loss", "grad_norm", "learning_rate", "epoch", "step"}
+    assert trainer.state.num_input_tokens_seen == 2 * sum(
+        len(row) for row in trainer.train_dataset.rows
+    )
+
+
+class Visitor(TrainerCallback):
+    """Generates and saves at every step; may interrupt or stop the run."""
+
+    def __init__(self, folder: Path, *, at: int = 0, how: str = "") -> None:
+        self.folder, self.at, self.how = folder, at, how
+        self.generated: list[np.ndarray] = []
+        self.logged: list[int] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        model = kwargs["model"]
+        self.generated.append(model.generate([[1, 5, 6]], max_new_tokens=4, eos_token_id=-1))
+        model.save_pretrained(self.folder / f"step-{state.global_step}")
+        if state.global_step == self.at:
+            if self.how == "stop":
+                control.should_training_stop = True
+            elif self.how == "exception":
+                raise KeyboardInterrupt
+            elif self.how == "signal":
+                os.kill(os.getpid(), signal.SIGINT)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.logged.append(kwargs["logs"]["step"])
+
+
+def saved_tensors(folder: Path) -> dict[str, np.ndarray]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_a_callback_generates_and_saves_at_every_step(oracle: Oracle, tmp_path: Path) -> None:
+    model = adapted(oracle)
+    visitor = Visitor(tmp_path)
+    trainer_of(model, max_steps=3, callbacks=[visitor]).train()
+    assert len(visitor.generated) == 3
+    assert visitor.logged == [1, 2, 3]
+    steps = [saved_tensors(tmp_path / f"step-{n}") for n in (1, 2, 3)]
+    name = next(name for name in steps[0] if "lora_B" in name)
+    # The first step of a warm-up runs at rate 0; the later ones move.
+    assert not np.array_equal(steps[1][name], steps[2][name])
+    model.save_pretrained(tmp_path / "end")
+    np.testing.assert_array_equal(saved_tensors(tmp_path / "end")[name], steps[2][name])
+
+
+@pytest.mark.parametrize("how", ["exception", "signal"])
+def test_an_interrupted_run_leaves_a_whole_model(oracle: Oracle, tmp_path: Path, how: str) -> None:
+    model = adapted(oracle)
+    trainer = trainer_of(model, callbacks=[Visitor(tmp_path, at=2, how=how)])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert trainer.state.global_step == 2
+    out = model.generate([[1, 5, 6]], max_new_tokens=4, eos_token_id=-1)
+    assert out.shape == (1, 7)
+    model.save_pretrained(tmp_path / "after")
+    expected = saved_tensors(tmp_path / "step-2")
+    for name, tensor in saved_tensors(tmp_path / "after").items():
+        np.testing.assert_array_equal(tensor, expected[name])
+
+
+def test_a_callback_can_end_the_run(oracle: Oracle, tmp_path: Path) -> None:
+    trainer = trainer_of(adapted(oracle), callbacks=[Visitor(tmp_path, at=2, how="stop")])
+    assert trainer.train().global_step == 2
+
+
+def test_the_same_seed_gives_the_same_losses(oracle: Oracle) -> None:
+    runs = []
+    for _ in range(2):
+        trainer = trainer_of(adapted(oracle), max_steps=3)
+        trainer.train()
+        runs.append([record["loss"] for record in trainer.state.log_history[:-1]])
+    assert runs[0] == runs[1]
+
+
+def test_rematerialisation_changes_no_loss(oracle: Oracle) -> None:
+    losses = {}
+    for remat in ("full", "none"):
+        model = adapted(oracle)
+        model.model.remat = remat
+        trainer = trainer_of(model, max_steps=2)
+        trainer.train()
+        losses[remat] = [record["loss"] for record in trainer.state.log_history[:-1]]
+    assert losses["full"] == pytest.approx(losses["none"], rel=tolerance("float32", "loss"))
+
+
+def test_dropout_of_the_adapter_is_used_and_reproducible(oracle: Oracle) -> None:
+    def losses(dropout: float, seed: int) -> list[float]:
+        base = load_base(oracle.folder)
+        base.carried.tokenizer = word_tokenizer()
+        model = FastLanguageModel.get_peft_model(base, r=4, lora_dropout=dropout)
+        trainer = trainer_of(model, max_steps=3, warmup_steps=0, seed=seed)
+        trainer.train()
+        return [record["loss"] for record in trainer.state.log_history[:-1]]
+
+    assert losses(0.5, 1) == losses(0.5, 1)
+    assert losses(0.5, 1) != losses(0.0, 1)
+
+
+def test_what_cannot_train_is_refused_before_any_work(oracle: Oracle) -> None:
+    base, rows = load_base(oracle.folder), ragged_rows(3)
+    tokenizer = word_tokenizer()
+    refuse = functools.partial(SFTTrainer, train_dataset=rows)
+    with pytest.raises(ValueError, match="every parameter is frozen"):
+        refuse(base, tokenizer=tokenizer)
+    model = adapted(oracle)
+    with pytest.raises(ValueError, match="two names of one argument"):
+        refuse(model, tokenizer=tokenizer, processing_class=word_tokenizer())
+    with pytest.raises(ValueError, match="must be between 1 and the model's range of 128"):
+        refuse(model, max_seq_length=129)
+    with pytest.raises(ValueError, match="must be between 1"):
+        refuse(model, max_seq_length=0)
+    with pytest.raises(ValueError, match="text column `body`"):
+        refuse(model, dataset_text_field="body")
+    with pytest.raises(ValueError, match="at least one row"):
+        SFTTrainer(model, train_dataset=[])
+    with pytest.raises(NotBuiltYetError, match="packing"):
+        refuse(model, packing=True)
+    model.carried.tokenizer = None
+    with pytest.raises(ValueError, match="a tokenizer is needed"):
+        refuse(model)
+
+
+def test_a_token_outside_the_vocabulary_is_refused(oracle: Oracle) -> None:
+    tokenizer = word_tokenizer()
+    tokenizer.add_tokens(["beyond"])
+    with pytest.raises(ValueError, match="below the model's vocabulary of 97"):
+        SFTTrainer(adapted(oracle), tokenizer=tokenizer, train_dataset=[{"text": "w1 beyond w2"}])
+
+
+def test_the_base_does_not_change(oracle: Oracle) -> None:
+    model = adapted(oracle)
+    trainer_of(model, max_steps=2, warmup_steps=0).train()
+    weights = load_file(oracle.folder / "model.safetensors")
+    np.testing.assert_array_equal(
+        model.model.layers.mlp.up_proj.weight[...][1],
+        weights["model.layers.1.mlp.up_proj.weight"],
+    )
