@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from jaxtune.adapters.counting import trainable_line
+from jaxtune.adapters.peft_form import save_adapter
 from jaxtune.generation.generate import generate
 from jaxtune.models.decoder import CausalLM
-from jaxtune.saving import save_adapter
 
 
 class LanguageModel(CausalLM):
@@ -36,7 +36,7 @@ class LanguageModel(CausalLM):
         )
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write the adapter in PEFT's format; see `jaxtune.saving.save_adapter`."""
+        """Write the adapter in PEFT's format; see `jaxtune.adapters.peft_form.save_adapter`."""
         save_adapter(self, save_directory)
 
     def print_trainable_parameters(self) -> None:

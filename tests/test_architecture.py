@@ -49,6 +49,15 @@ def test_median_file_is_under_200_lines(package):
     assert statistics.median(map(lines, sources(package))) < 200
 
 
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without its docstring, whose length the style guide wants."""
+    first = function.body[0]
+    docstring = 0
+    if ast.get_docstring(function) is not None:
+        docstring = (first.end_lineno or 0) - first.lineno + 1
+    return (function.end_lineno or 0) - function.lineno + 1 - docstring
+
+
 def test_no_function_is_over_60_lines():
     functions = [
         (place, node)
@@ -56,7 +65,7 @@ def test_no_function_is_over_60_lines():
         for place, node in nodes(file)
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
     ]
-    sizes = {place: (node.end_lineno or 0) - node.lineno + 1 for place, node in functions}
+    sizes = {place: code_lines(node) for place, node in functions}
     assert {place: size for place, size in sizes.items() if size > 60} == {}
 
 

@@ -1,14 +1,14 @@
-"""Adapter stacks to PEFT's named tensors and back."""
+"""Adapter stacks to PEFT's named tensors and files, and back."""
 
 import functools
-from collections.abc import Mapping
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from convert import Adapter, AdapterConfig
+from convert import Adapter, AdapterConfig, write_adapter
 from jaxtune.adapters.inject import inject_lora, projections
 from jaxtune.errors import IncompatibleCheckpointError
 from jaxtune.layers.linear import LoraSpec
@@ -142,6 +142,21 @@ def _scale(config: AdapterConfig, module: str, rank: int) -> float:
     return alpha / (rank**0.5 if config.use_rslora else rank)
 
 
-def numpy_tensors(tensors: Mapping[str, Array]) -> dict[str, np.ndarray]:
-    """The tensors in host memory."""
-    return {name: np.asarray(tensor) for name, tensor in tensors.items()}
+def save_adapter(model: CausalLM, folder: str | Path) -> None:
+    """Write the adapter as `adapter_model.safetensors` and `adapter_config.json` of PEFT.
+
+    Args:
+      model: With an adapter.
+      folder: Created if need be; each file replaces an old one at once, or not at all.
+
+    Raises:
+      ValueError: The model has no adapter.
+    """
+    if model.carried.adapter is None:
+        raise ValueError(
+            "there must be an adapter to save; the model has none. "
+            "Call FastLanguageModel.get_peft_model(model, r=16) first."
+        )
+    named = peft_names(nnx.state(model, nnx.Param))
+    tensors = {name: np.asarray(tensor) for name, tensor in named.items()}
+    write_adapter(Path(folder), tensors, model.carried.adapter)

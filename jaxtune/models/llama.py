@@ -33,6 +33,7 @@ class LlamaForCausalLM(CausalLM):
         reader = ConfigReader(hf)
         reader.require("attention_dropout", 0.0)
         reader.require("pretraining_tp", 1)
+        reader.require("rope_interleaved", False)
         heads, width = reader.take("num_attention_heads"), reader.take("hidden_size")
         head_dim = reader.optional("head_dim") or width // heads
         config = DecoderConfig(

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+DEFAULT_WARMUP = 0.1  # of all steps
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SFTConfig:
@@ -11,7 +13,7 @@ class SFTConfig:
     yet, so it is "adamw_torch".
 
     Attributes:
-      output_dir: Folder of what the run writes; created when something is written.
+      output_dir: Where `SFTTrainer.save_model` writes; created then.
       dataset_text_field: Text column of the data set.
       max_length: Longest row in tokens; None: the model's `max_seq_length`.
       max_seq_length: The older name of `max_length`.
@@ -21,7 +23,8 @@ class SFTConfig:
       max_steps: Optimizer steps; -1: from the epochs.
       learning_rate: Peak, 1/step.
       lr_scheduler_type: See `jaxtune.optim.schedules`.
-      warmup_steps: Steps of warm-up; below 1 it is a share of all steps.
+      warmup_steps: Steps of warm-up; below 1 it is a share of all steps. The default is no warm-up
+        for "constant", which has none.
       warmup_ratio: The older name of such a share; None: `warmup_steps` alone.
       optim: See `jaxtune.optim.registry`.
       weight_decay: Decoupled weight decay, 1/step.
@@ -44,7 +47,7 @@ class SFTConfig:
     max_steps: int = -1
     learning_rate: int | float = 5e-5
     lr_scheduler_type: str = "linear"
-    warmup_steps: int | float = 0.1
+    warmup_steps: int | float = DEFAULT_WARMUP
     warmup_ratio: int | float | None = None
     optim: str = "adamw_torch"
     weight_decay: int | float = 0.001
@@ -90,6 +93,8 @@ class SFTConfig:
 
     def warmup(self, total_steps: int) -> int:
         """Warm-up in steps; a share is rounded up, as transformers does."""
+        if self.lr_scheduler_type == "constant" and self.warmup_steps == DEFAULT_WARMUP:
+            return 0
         if self.warmup_ratio is not None:
             return _share(self.warmup_ratio, total_steps)
         if self.warmup_steps < 1:

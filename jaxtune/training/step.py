@@ -144,7 +144,7 @@ def _cut(batch: Batch, accumulation: int) -> Batch:
 def clip_by_global_norm(
     gradient: nnx.State, norm: Float[Array, ""], max_grad_norm: int | float
 ) -> nnx.State:
-    """G * min(1, max / (norm + 1e-6)), torch's `clip_grad_norm_` (optax has no 1e-6)."""
+    """Scale by min(1, max / (norm + 1e-6)): torch's `clip_grad_norm_`; optax has no 1e-6."""
     scale = jnp.minimum(1.0, max_grad_norm / (norm + 1e-6))
     return jax.tree.map(lambda g: g * scale, gradient)
 

@@ -5,6 +5,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from flax import nnx
 
 from jaxtune import runtime
 from jaxtune.adapters.counting import count_parameters
+from jaxtune.adapters.peft_form import save_adapter
 from jaxtune.data.collate import Window, bucket_lengths, windows, windows_per_epoch
 from jaxtune.data.tokenize import TokenizedRows, tokenize_text
 from jaxtune.errors import NotBuiltYetError
@@ -127,6 +129,16 @@ class SFTTrainer:
             log.close()
         self._tell("on_train_end")
         return log.output(time.perf_counter() - started, math.prod(size))
+
+    def save_model(self, output_dir: str | Path | None = None) -> None:
+        """Write the adapter and the tokenizer as they are now, loadable by peft and transformers.
+
+        Args:
+          output_dir: Where; None: `args.output_dir`.
+        """
+        folder = Path(output_dir or self.args.output_dir)
+        save_adapter(self.model, folder)
+        self.tokenizer.save_pretrained(folder)
 
     def create_optimizer(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         """The optimizer of the options; override to train with another."""
@@ -251,7 +263,7 @@ def _row_limit(args: SFTConfig, max_seq_length: int | None, model: CausalLM) -> 
 
 
 def _check_ids(rows: TokenizedRows, vocab_size: int) -> None:
-    largest = max(int(row.max()) for row in rows.rows if len(row))
+    largest = max((int(row.max()) for row in rows.rows if len(row)), default=-1)
     if largest >= vocab_size:
         raise ValueError(
             f"token ids must be below the model's vocabulary of {vocab_size}; the rows hold "

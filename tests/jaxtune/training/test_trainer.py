@@ -247,6 +247,29 @@ def test_a_token_outside_the_vocabulary_is_refused(oracle: Oracle) -> None:
         SFTTrainer(adapted(oracle), tokenizer=tokenizer, train_dataset=[{"text": "w1 beyond w2"}])
 
 
+def test_save_model_writes_adapter_and_tokenizer_to_output_dir(
+    oracle: Oracle, tmp_path: Path
+) -> None:
+    trainer_of(adapted(oracle), output_dir=str(tmp_path / "out")).save_model()
+    again = load_adapted(tmp_path / "out")
+    rows = np.array([[1, 5, 6, 7]], np.int32)
+    np.testing.assert_array_equal(np.asarray(again(rows)), np.asarray(adapted(oracle)(rows)))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer("w1 w2")["input_ids"] == word_tokenizer()("w1 w2")["input_ids"]
+
+
+def test_a_constant_schedule_has_no_default_warm_up(oracle: Oracle) -> None:
+    trainer = trainer_of(
+        adapted(oracle), max_steps=2, lr_scheduler_type="constant", warmup_steps=0.1
+    )
+    trainer.train()
+    assert [record["learning_rate"] for record in trainer.state.log_history[:-1]] == [
+        pytest.approx(2e-2)
+    ] * 2
+    with pytest.raises(ValueError, match="has no warm-up"):
+        trainer_of(adapted(oracle), lr_scheduler_type="constant", warmup_steps=3).train()
+
+
 def test_the_base_does_not_change(oracle: Oracle) -> None:
     model = adapted(oracle)
     trainer_of(model, max_steps=2, warmup_steps=0).train()

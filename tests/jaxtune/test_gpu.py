@@ -1,0 +1,108 @@
+"""On a CUDA device: the same numbers as on the CPU, and the ops in bfloat16 at real shapes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from jaxtune.models.precision import resolve_dtype
+from pallas_kernels import attention, linear_cross_entropy
+from tests.stories_losses import tuned
+from tests.tolerances import relative_error, tolerance
+
+pytestmark = pytest.mark.gpu
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_stories_run_gives_the_cpus_losses(assets: Path) -> None:
+    command = [sys.executable, "-m", "tests.stories_losses", str(assets)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    expected = json.loads(done.stdout.splitlines()[-1])
+    assert expected["platform"] == "cpu"
+    _, losses = tuned(assets)
+    np.testing.assert_allclose(losses, expected["losses"], atol=1e-3, rtol=0)
+
+
+def test_the_default_dtype_is_bfloat16() -> None:
+    assert resolve_dtype(None) == jnp.bfloat16
+
+
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (700, 50.0)])
+def test_attention_in_bfloat16_at_real_heads(window: int | None, softcap: float | None) -> None:
+    """32 query and 8 key heads of width 128, 1,300 positions: more than two blocks."""
+    draw = np.random.default_rng(0)
+    q, k, v, dy = (
+        jnp.asarray(draw.normal(size=(1, 1300, heads, 128)), jnp.bfloat16)
+        for heads in (32, 8, 8, 32)
+    )
+
+    def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        y = attention(q, k, v, scale=128**-0.5, window=window, softcap=softcap)
+        return jnp.sum(y.astype(jnp.float32) * dy.astype(jnp.float32))
+
+    y = attention(q, k, v, scale=128**-0.5, window=window, softcap=softcap)
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
+    ours = [np.asarray(x.astype(jnp.float32)) for x in (y, *gradients)]
+    theirs = attention_oracle(q, k, v, dy, window, softcap)
+    names = ("attention_forward", *["attention_gradient"] * 3)
+    for name, actual, expected in zip(names, ours, theirs, strict=True):
+        assert relative_error(actual, expected) <= tolerance("bfloat16", name)
+
+
+def attention_oracle(
+    q: jax.Array, k: jax.Array, v: jax.Array, dy: jax.Array, window: int | None, cap: float | None
+) -> list[np.ndarray]:
+    """Output and gradients by torch's autograd in float64, on the CPU."""
+    tensors = [
+        torch.tensor(np.asarray(x.astype(jnp.float32)), dtype=torch.float64) for x in (q, k, v, dy)
+    ]
+    q_, k_, v_ = (x.transpose(1, 2).requires_grad_() for x in tensors[:3])
+    wide = [x.repeat_interleave(4, dim=1) for x in (k_, v_)]
+    scores = q_ @ wide[0].transpose(-1, -2) * 128**-0.5
+    scores = scores if cap is None else cap * torch.tanh(scores / cap)
+    t = torch.arange(q.shape[1])
+    hidden = t[None] > t[:, None]
+    if window is not None:
+        hidden = hidden | (t[:, None] - t[None] >= window)
+    y = torch.softmax(scores.masked_fill(hidden, -torch.inf), -1) @ wide[1]
+    y = y.transpose(1, 2)
+    y.backward(tensors[3])
+    return [y.detach().numpy(), *(x.grad.transpose(1, 2).numpy() for x in (q_, k_, v_))]
+
+
+def test_cross_entropy_in_bfloat16_holds_no_whole_logits() -> None:
+    """4,096 rows of Llama 3's vocabulary: 2.1 GB of float32 logits if they were ever whole."""
+    draw = np.random.default_rng(0)
+    x = jnp.asarray(draw.normal(size=(4096, 256)), jnp.bfloat16)
+    head = jnp.asarray(draw.normal(size=(128256, 256)) / 16, jnp.bfloat16)
+    labels = jnp.asarray(draw.integers(0, 128256, 4096))
+    gradient = jax.jit(jax.value_and_grad(linear_cross_entropy))
+    memory = gradient.lower(x, head, labels).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 1.2e9
+    total, dx = gradient(x, head, labels)
+    rows = torch.tensor(np.asarray(x[:64].astype(jnp.float32)), dtype=torch.float64)
+    rows.requires_grad_()
+    matrix = torch.tensor(np.asarray(head.astype(jnp.float32)), dtype=torch.float64)
+    expected = torch.nn.functional.cross_entropy(
+        rows @ matrix.T, torch.tensor(np.asarray(labels[:64]), dtype=torch.long), reduction="sum"
+    )
+    expected.backward()
+    part = linear_cross_entropy(x[:64], head, labels[:64])
+    assert relative_error(part, expected.detach().numpy()) <= tolerance(
+        "bfloat16", "cross_entropy_forward"
+    )
+    actual = np.asarray(dx[:64].astype(jnp.float32))
+    assert relative_error(actual, rows.grad.numpy()) <= tolerance(
+        "bfloat16", "cross_entropy_gradient"
+    )
+    assert np.isfinite(float(total))
