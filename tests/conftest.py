@@ -27,6 +27,14 @@ def _exact_matrix_products() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compile_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Compiled programs are shared by the run's processes, and never reach the user's own cache."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
+
+
 @pytest.fixture(scope="session")
 def assets() -> Path:
     """The folder of real models and data (`JAXTUNE_ASSETS`, else beside the project)."""

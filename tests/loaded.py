@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from convert import read_adapter
 from jaxtune.adapters.peft_form import attach_adapter
@@ -12,12 +13,12 @@ from jaxtune.models.loading import load_model, read_hf_config
 from jaxtune.models.registry import find_family
 
 
-def load_base(folder: Path) -> LanguageModel:
-    """The base checkpoint in float32."""
+def load_base(folder: Path, dtype: DTypeLike = jnp.float32) -> LanguageModel:
+    """The base checkpoint."""
     hf_config = read_hf_config(folder)
     family = with_verbs(find_family(hf_config["model_type"]))
     config = family.config_from_hf(hf_config)
-    model = load_model(folder, family, config, dtype=jnp.float32, progress=False)
+    model = load_model(folder, family, config, dtype=dtype, progress=False)
     model.carried = Carried(name_or_path=str(folder), hf_config=hf_config)
     return model
 

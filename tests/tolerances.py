@@ -29,7 +29,7 @@ TOLERANCES = {
     ("float32", "window_loss"): 5e-7,  # 1.1e-7 (against float64)
     ("float32", "window_gradient"): 2e-6,  # 8.9e-7
     ("float32", "gradient_norm"): 5e-7,  # 0
-    ("float32", "finite_difference"): 1e-4,  # 2.7e-5
+    ("float32", "finite_difference"): 5e-4,  # 2.7e-5; 1.3e-4 with jax 0.11: float32 noise over 4e-3
     ("float32", "sgd_steps"): 3e-7,  # 6.4e-8
     ("float32", "adamw_steps"): 1e-4,  # 1.1e-5
     # The skeleton's contract, tiny random models against float64 torch.

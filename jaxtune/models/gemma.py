@@ -50,7 +50,7 @@ class Gemma2ForCausalLM(CausalLM):
             num_attention_heads=reader.take("num_attention_heads"),
             num_key_value_heads=reader.take("num_key_value_heads"),
             head_dim=reader.take("head_dim"),
-            hidden_activation=reader.take("hidden_activation"),
+            hidden_activation=reader.activation("hidden_activation"),
             max_position_embeddings=reader.take("max_position_embeddings"),
             tie_word_embeddings=reader.take("tie_word_embeddings"),
             norm=NormSpec(

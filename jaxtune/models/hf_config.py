@@ -1,8 +1,8 @@
 """Reading a Hugging Face configuration strictly: a key that is not understood is an error."""
 
-from typing import Any
+from typing import Any, get_args
 
-from jaxtune.config import LayerSpec, RopeSpec
+from jaxtune.config import Activation, LayerSpec, RopeSpec
 from jaxtune.errors import UnsupportedModelError
 
 # Keys that say nothing about the logits: bookkeeping, generation defaults, labels, initialisation.
@@ -69,6 +69,17 @@ class ConfigReader:
                 f"`{key}` must be one of {list(allowed)} for this model type; "
                 f"{self.name} has {value!r}, which this library does not compute."
             )
+
+    def activation(self, key: str) -> Activation:
+        """The MLP's activation under the key that its family uses."""
+        value = self.take(key)
+        for known in get_args(Activation):
+            if value == known:
+                return known
+        raise UnsupportedModelError(
+            f"`{key}` must be one of {list(get_args(Activation))}; {self.name} has {value!r}, "
+            "which this library does not compute."
+        )
 
     def rope(self) -> RopeSpec:
         """The rotary embedding from `rope_parameters`."""

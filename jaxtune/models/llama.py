@@ -44,7 +44,7 @@ class LlamaForCausalLM(CausalLM):
             num_attention_heads=heads,
             num_key_value_heads=reader.take("num_key_value_heads"),
             head_dim=head_dim,
-            hidden_activation=reader.take("hidden_act"),
+            hidden_activation=reader.activation("hidden_act"),
             max_position_embeddings=reader.take("max_position_embeddings"),
             tie_word_embeddings=reader.take("tie_word_embeddings"),
             norm=NormSpec(

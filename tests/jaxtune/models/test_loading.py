@@ -1,0 +1,193 @@
+"""Loading: what is wrong is said before any weight is read."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from jaxtune import FastLanguageModel
+from jaxtune.errors import (
+    IncompatibleCheckpointError,
+    NotBuiltYetError,
+    UnsupportedModelError,
+)
+from jaxtune.models.loading import read_hf_config
+from jaxtune.models.precision import resolve_dtype
+from tests.base_install import write_model
+from tests.families import VARIANTS
+from tests.loaded import load_base
+from tests.oracles import make_oracle, oracle_logits, random_rows
+from tests.tolerances import relative_error
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_model(tmp_path)
+    return tmp_path
+
+
+def load(name: str | Path, **options: Any) -> tuple[Any, Any]:
+    settings = {"max_seq_length": 32, "load_in_4bit": False, **options}
+    return FastLanguageModel.from_pretrained(str(name), **settings)
+
+
+def edit_config(folder: Path, **values: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config.update(values)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_weights_land_in_their_layers_bit_for_bit(folder: Path) -> None:
+    model, _ = load(folder)
+    weights = load_file(folder / "model.safetensors")
+    layers = model.model.layers
+    for layer in range(2):
+        name = f"model.layers.{layer}.self_attn.k_proj.weight"
+        np.testing.assert_array_equal(layers.self_attn.k_proj.weight[...][layer], weights[name])
+    np.testing.assert_array_equal(
+        model.model.embed_tokens.weight[...], weights["model.embed_tokens.weight"]
+    )
+
+
+def test_a_hub_id_is_downloaded_with_the_callers_options(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def snapshot_download(name: str, **options: Any) -> str:
+        asked.append((name, options))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    model, tokenizer = load("owner/name", token="secret", revision="v2", local_files_only=True)
+    ((name, options),) = asked
+    assert name == "owner/name"
+    assert options["token"] == "secret"
+    assert options["revision"] == "v2"
+    assert options["local_files_only"] is True
+    assert not any("bin" in pattern or "pt" in pattern for pattern in options["allow_patterns"])
+    assert model.carried.name_or_path == "owner/name"
+    assert model.carried.tokenizer is tokenizer
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        ("bfloat16", jnp.bfloat16),
+        (jnp.float16, jnp.float16),
+        (np.dtype("float32"), jnp.float32),
+        (torch.bfloat16, jnp.bfloat16),
+        (jnp.dtype("bfloat16"), jnp.bfloat16),
+    ],
+)
+def test_a_dtype_may_be_said_in_any_way(dtype: Any, expected: Any) -> None:
+    assert resolve_dtype(dtype) == expected
+
+
+def test_the_default_dtype_on_a_cpu_is_float32() -> None:
+    if jax.default_backend() == "cpu":
+        assert resolve_dtype(None) == jnp.float32
+    with pytest.raises(ValueError, match="`dtype` must be float32"):
+        resolve_dtype("int8")
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("variant", [1, 3])
+def test_bfloat16_is_as_near_to_the_truth_as_transformers(variant: int, tmp_path: Path) -> None:
+    oracle = make_oracle(VARIANTS[variant], tmp_path, initializer_range=0.3)
+    rows = random_rows((2, 19))
+    truth = oracle_logits(oracle, rows, adapters=False)
+    base = oracle.model.get_base_model().bfloat16()
+    with torch.no_grad(), oracle.model.disable_adapter():
+        theirs = base(input_ids=torch.tensor(rows)).logits.float().numpy()
+    ours = load_base(oracle.folder, dtype=jnp.bfloat16)
+    assert ours.dtype == jnp.bfloat16
+    actual = np.asarray(ours(rows.astype(np.int32)))
+    # Root mean squares: the largest error of 16-bit noise is a matter of luck.
+    error, peer = (float(np.sqrt(np.mean((x - truth) ** 2))) for x in (actual, theirs))
+    assert 0 < error <= 1.25 * peer
+    assert relative_error(actual, truth) < 0.2
+
+
+def test_a_missing_or_misshapen_tensor_is_named(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    lost = dict(weights)
+    del lost["model.layers.1.mlp.up_proj.weight"]
+    save_file(lost, folder / "model.safetensors")
+    with pytest.raises(IncompatibleCheckpointError, match=r"lacks model\.layers\.1\.mlp\.up_proj"):
+        load(folder)
+    save_file({**weights, "model.layers.0.extra.weight": np.ones(2)}, folder / "model.safetensors")
+    with pytest.raises(IncompatibleCheckpointError, match=r"unexpected model\.layers\.0\.extra"):
+        load(folder)
+    weights["model.norm.weight"] = np.ones(17, np.float32)
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(IncompatibleCheckpointError, match=r"must have shape \(16,\).*has \(17,\)"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "bert"}, "`model_type` must be one of"),
+        ({"shiny_attention": True}, r"every key .* must be understood.*shiny_attention"),
+        ({"attention_dropout": 0.1}, "`attention_dropout` must be one of"),
+        ({"pretraining_tp": 2}, "`pretraining_tp` must be one of"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope type must be one of"),
+        ({"hidden_act": "relu"}, "`hidden_act` must be one of"),
+    ],
+)
+def test_unknown_maths_is_refused(folder: Path, change: dict[str, Any], message: str) -> None:
+    edit_config(folder, **change)
+    with pytest.raises(UnsupportedModelError, match=message):
+        load(folder)
+
+
+def test_what_is_not_built_yet_says_so(folder: Path) -> None:
+    with pytest.raises(NotBuiltYetError, match="load_in_4bit=True is not built yet"):
+        load(folder, load_in_4bit=True)
+    with pytest.raises(NotBuiltYetError, match="stretching the range"):
+        load(folder, max_seq_length=65)
+    with pytest.raises(NotBuiltYetError, match="'unsloth', which is not built yet"):
+        load(folder, use_gradient_checkpointing="unsloth")
+    with pytest.raises(ValueError, match="`max_seq_length` must be >= 1"):
+        load(folder, max_seq_length=0)
+
+
+def test_a_folder_without_tokenizer_loads_with_a_warning(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.warns(UserWarning, match="holds no tokenizer files"):
+        _, tokenizer = load(folder)
+    assert tokenizer is None
+
+
+def test_a_folder_without_config_or_weights_is_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="safetensors"):
+        load(folder)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(FileNotFoundError, match=r"must hold config\.json"):
+        read_hf_config(empty)
+
+
+def test_a_row_beyond_the_range_is_refused(folder: Path) -> None:
+    model, _ = load(folder)
+    with pytest.raises(ValueError, match="65 tokens, wanted <= 64"):
+        model(np.ones((1, 65), np.int32))
+
+
+def test_a_copied_folder_loads_from_anywhere(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy with spaces"
+    copy.mkdir()
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / name, copy / name)
+    assert load(copy)[1] is not None
