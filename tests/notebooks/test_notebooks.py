@@ -1,6 +1,7 @@
 """Each notebook runs from top to bottom on a tiny model, and is stored without outputs."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,15 @@ def test_a_notebook_runs_on_a_tiny_model(notebook: Path, tmp_path: Path) -> None
     script = tmp_path / "notebook.py"
     script.write_text("\n\n".join(parts), encoding="utf-8")
     command = [sys.executable, str(script)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "mean loss" in done.stdout
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= {
