@@ -1,15 +1,18 @@
 """The batch that a step takes, and which of its labels count."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Int
 
 IGNORE = -100
 Layout = Literal["causal", "packed"]
+
+# Integers of JAX or NumPy. JAX rebuilds a pytree's nodes around placeholders of its own (shapes,
+# argument records), so a node's fields cannot promise more; the functions that take them do.
+Tokens = Any
 
 
 @jax.tree_util.register_dataclass
@@ -27,11 +30,11 @@ class Batch:
         "packed". Static: it selects the compiled program.
     """
 
-    input_ids: Int[Array | np.ndarray, "*window B T"]
-    labels: Int[Array | np.ndarray, "*window B T"]
-    segment_ids: Int[Array | np.ndarray, "*window B T"] | None = None
-    positions: Int[Array | np.ndarray, "*window B T"] | None = None
-    dropout_key: jax.Array | None = None
+    input_ids: Tokens
+    labels: Tokens
+    segment_ids: Tokens | None = None
+    positions: Tokens | None = None
+    dropout_key: Any = None
     layout: Layout = dataclasses.field(default="packed", metadata={"static": True})
 
     def check(self) -> None:

@@ -110,11 +110,17 @@ class Decoder(nnx.Module):
           Hidden states [B, T, D], and the cache (None if none was given).
         """
         config = self.config
-        if input_ids.shape[1] > config.max_position_embeddings and cache is None:
+        # A packed row may be longer: its documents count their positions from 0.
+        if segment_ids is None and input_ids.shape[1] > config.max_position_embeddings:
             raise ValueError(
                 "a row must not be longer than the model's range; got "
                 f"{input_ids.shape[1]} tokens, wanted <= {config.max_position_embeddings}. "
                 "Shorten the rows (max_seq_length)."
+            )
+        if cache is not None and (segment_ids is None or positions is None):
+            raise ValueError(
+                "a cache needs `segment_ids` and `positions` of the new tokens, since rows are "
+                "padded on the left; got None. Pass both."
             )
         x = self.embed_tokens(input_ids)
         if positions is None:
