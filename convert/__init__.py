@@ -1,6 +1,7 @@
 """Files to numpy arrays and back: safetensors checkpoints and PEFT adapters, without JAX."""
 
 from convert.adapter_config import AdapterConfig as AdapterConfig
+from convert.adapter_config import names_module as names_module
 from convert.checkpoint import Checkpoint as Checkpoint
 from convert.checkpoint import open_checkpoint as open_checkpoint
 from convert.errors import CheckpointError as CheckpointError
@@ -20,6 +21,7 @@ __all__ = [
     "CheckpointError",
     "TensorInfo",
     "atomic",
+    "names_module",
     "open_checkpoint",
     "read_adapter",
     "read_safetensors",

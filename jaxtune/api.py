@@ -1,5 +1,6 @@
 """`FastLanguageModel`: loading and adapting a model in two calls; composes, computes nothing."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ from jaxtune.adapters.peft_form import attach_adapter, lora_specs
 from jaxtune.errors import NotBuiltYetError
 from jaxtune.language_model import LanguageModel, with_verbs
 from jaxtune.models.carried import Carried
-from jaxtune.models.decoder import Remat
 from jaxtune.models.loading import load_model, read_hf_config, resolve_folder
 from jaxtune.models.precision import resolve_dtype
 from jaxtune.models.registry import find_family
+from jaxtune.models.run import Remat
 
 REMAT: dict[bool | str, Remat] = {"auto": "full", True: "full", False: "none"}
 
@@ -182,8 +183,6 @@ def _within_range(max_seq_length: int | None, model_range: int) -> int:
 
 def _load_tokenizer(folder: Path) -> Any:
     """The folder's tokenizer; None with a warning if it has no tokenizer files."""
-    import warnings
-
     from transformers import AutoTokenizer
 
     files = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from convert import names_module
 from jaxtune.layers.linear import Linear, LoraSpec, kaiming_uniform_bound
 from jaxtune.models.build import freeze
 from jaxtune.models.decoder import CausalLM
@@ -39,18 +40,14 @@ def match_projections(model: CausalLM, target_modules: Sequence[str]) -> list[st
     """
     paths = list(projections(model))
     names = [target_modules] if isinstance(target_modules, str) else list(target_modules)
-    unmatched = [name for name in names if not any(_selects(name, path) for path in paths)]
+    unmatched = [name for name in names if not any(names_module(name, path) for path in paths)]
     if unmatched or not names:
         raise ValueError(
             "`target_modules` must be a list of projections of this model; got "
             f"{names or 'none'}, of which {unmatched or 'nothing'} matches no module. "
             f"Choose from {[path.rsplit('.', 1)[-1] for path in paths]}."
         )
-    return [path for path in paths if any(_selects(name, path) for name in names)]
-
-
-def _selects(name: str, path: str) -> bool:
-    return f"model.layers.{path}".endswith(f".{name}")
+    return [path for path in paths if any(names_module(name, path) for name in names)]
 
 
 def inject_lora(model: CausalLM, specs: Mapping[str, LoraSpec], *, seed: int) -> None:

@@ -9,11 +9,12 @@ from flax import nnx
 from jaxtyping import Array
 
 from convert import Adapter, AdapterConfig, write_adapter
-from jaxtune.adapters.inject import inject_lora, projections
+from jaxtune.adapters.inject import projections
 from jaxtune.errors import IncompatibleCheckpointError
-from jaxtune.layers.linear import LoraSpec
+from jaxtune.layers.linear import Linear, LoraSpec
+from jaxtune.models.build import freeze
 from jaxtune.models.decoder import CausalLM
-from jaxtune.models.naming import tensor_names
+from jaxtune.models.naming import STACK, tensor_names
 
 PREFIX = "base_model.model."
 
@@ -69,67 +70,60 @@ def attach_adapter(model: CausalLM, adapter: Adapter) -> None:
     Raises:
       IncompatibleCheckpointError: A tensor has no place in the model, or another shape.
     """
-    layers = model.config.num_hidden_layers
     left = dict(adapter.tensors)
-    linears = projections(model)
-    found: dict[str, list[tuple[np.ndarray, np.ndarray] | None]] = {}
-    for path in linears:
-        pairs = [_take_pair(left, path, layer, layers) for layer in range(layers)]
+    found = []
+    for path, linear in projections(model).items():
+        pairs = _take_pairs(left, path, model.config.num_hidden_layers)
         if any(pair is not None for pair in pairs):
-            found[path] = pairs
+            found.append((linear, *_stacks(adapter.config, path, linear, pairs)))
     if left:
         raise IncompatibleCheckpointError(
             "every tensor of an adapter must belong to a projection of the model; no place for "
             f"{sorted(left)[:3]}. Check that the adapter was made for this base model."
         )
-    specs = {}
-    for path, pairs in found.items():
-        ranks = tuple(0 if pair is None else pair[0].shape[0] for pair in pairs)
-        modules = [f"model.layers.{layer}.{path}" for layer in range(layers)]
-        specs[path] = LoraSpec(
-            ranks=ranks,
-            scales=tuple(map(functools.partial(_scale, adapter.config), modules, ranks)),
-            dropout=adapter.config.lora_dropout,
-        )
-    inject_lora(model, specs, seed=0)
-    for path, pairs in found.items():
-        a = np.zeros(linears[path].lora_A.get_value().shape, np.float32)
-        b = np.zeros(linears[path].lora_B.get_value().shape, np.float32)
-        for layer, pair in enumerate(pairs):
-            if pair is not None:
-                _place_pair(path, layer, pair, a, b)
-        linears[path].lora_A[...] = jnp.asarray(a)
-        linears[path].lora_B[...] = jnp.asarray(b)
+    freeze(model)
+    for linear, spec, a, b in found:
+        linear.attach_lora(spec, jnp.asarray(a), jnp.asarray(b))
 
 
-def _take_pair(
-    tensors: dict[str, np.ndarray], path: str, layer: int, layers: int
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Remove one projection's A and B of one layer from the tensors; None if it has none."""
-    names = dict(tensor_names(("model", "layers", *path.split(".")), layers))
-    base = f"{PREFIX}{names[layer]}"
-    a = tensors.pop(f"{base}.lora_A.weight", None)
-    b = tensors.pop(f"{base}.lora_B.weight", None)
-    return None if a is None or b is None else (a, b)
+Pair = tuple[np.ndarray, np.ndarray]
 
 
-def _place_pair(
-    path: str, layer: int, pair: tuple[np.ndarray, np.ndarray], a: np.ndarray, b: np.ndarray
-) -> None:
-    """Write one layer's A and B into the padded stacks."""
-    rank = pair[0].shape[0]
-    if pair[0].shape[1] != a.shape[2] or pair[1].shape != (b.shape[1], rank):
-        raise IncompatibleCheckpointError(
-            f"the adapter of layer {layer} `{path}` must be A [r, {a.shape[2]}] and "
-            f"B [{b.shape[1]}, r]; got {pair[0].shape} and {pair[1].shape}. "
-            "Check that the adapter was made for this base model."
-        )
-    a[layer, :rank] = pair[0]
-    b[layer, :, :rank] = pair[1]
+def _take_pairs(tensors: dict[str, np.ndarray], path: str, layers: int) -> list[Pair | None]:
+    """Remove one projection's A and B from the tensors, layer by layer; None where it has none."""
+    pairs: list[Pair | None] = []
+    for _, name in tensor_names((*STACK, *path.split(".")), layers):
+        a, b = (f"{PREFIX}{name}.lora_{side}.weight" for side in "AB")
+        held = a in tensors and b in tensors
+        pairs.append((tensors.pop(a), tensors.pop(b)) if held else None)
+    return pairs
+
+
+def _stacks(
+    config: AdapterConfig, path: str, linear: Linear, pairs: list[Pair | None]
+) -> tuple[LoraSpec, np.ndarray, np.ndarray]:
+    """One projection's ranks and scales, and its zero-padded A [L, R, in] and B [L, out, R]."""
+    layers, out_features, in_features = linear.weight.get_value().shape
+    ranks = tuple(0 if pair is None else pair[0].shape[0] for pair in pairs)
+    a = np.zeros((layers, max(ranks), in_features), np.float32)
+    b = np.zeros((layers, out_features, max(ranks)), np.float32)
+    for layer, (pair, rank) in enumerate(zip(pairs, ranks, strict=True)):
+        if pair is None:
+            continue
+        if pair[0].shape != (rank, in_features) or pair[1].shape != (out_features, rank):
+            raise IncompatibleCheckpointError(
+                f"the adapter of layer {layer} `{path}` must be A [r, {in_features}] and "
+                f"B [{out_features}, r]; got {pair[0].shape} and {pair[1].shape}. "
+                "Check that the adapter was made for this base model."
+            )
+        a[layer, :rank], b[layer, :, :rank] = pair
+    modules = [".".join((*STACK, str(layer), path)) for layer in range(layers)]
+    scales = tuple(map(functools.partial(_scale, config), modules, ranks))
+    return LoraSpec(ranks=ranks, scales=scales, dropout=config.lora_dropout), a, b
 
 
 def _scale(config: AdapterConfig, module: str, rank: int) -> float:
-    """S of one layer's projection; 0 where it has no adapter."""
+    """The scale s of one layer's projection; 0 where it has no adapter."""
     if rank == 0:
         return 0.0
     alpha = config.alpha_for(module)

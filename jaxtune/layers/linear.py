@@ -86,7 +86,7 @@ class Linear(nnx.Module):
     def _branch(
         self, lora: LoraSpec, x: Float[Array, "B T I"], context: LayerContext, slot: int
     ) -> Float[Array, "B T O"]:
-        """S (drop(x) A^T) B^T."""
+        """The LoRA branch, s (drop(x) A^T) B^T."""
         a = self.lora_A[...].astype(x.dtype)
         b = self.lora_B[...].astype(x.dtype)
         if lora.dropout > 0 and context.dropout_key is not None:

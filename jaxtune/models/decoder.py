@@ -1,7 +1,7 @@
 """The one decoder: every family's forward pass, for training, evaluation and generation."""
 
 import functools
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,7 @@ from jaxtune.layers.mlp import MLP
 from jaxtune.layers.norm import RMSNorm
 from jaxtune.layers.rope import rope_tables
 from jaxtune.models.carried import Carried
-from jaxtune.models.run import run_layers
-
-Remat = Literal["full", "none"]
+from jaxtune.models.run import Remat, run_layers
 
 
 class Block(nnx.Module):
@@ -133,7 +131,7 @@ class Decoder(nnx.Module):
             cache = cache.admit(segment_ids)
 
         def layer(
-            block: Block, x: jax.Array, cache: KVCache | None, index: jax.Array | int, place: int
+            block: Block, x: jax.Array, cache: KVCache | None, index: jax.Array, place: int
         ) -> tuple[jax.Array, KVCache | None]:
             spec = config.period[place]
             cos, sin = ropes[spec.rope]

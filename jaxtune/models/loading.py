@@ -16,7 +16,7 @@ from convert import Checkpoint, open_checkpoint
 from jaxtune.config import DecoderConfig
 from jaxtune.errors import IncompatibleCheckpointError
 from jaxtune.layers.variables import Frozen
-from jaxtune.models.build import build, freeze
+from jaxtune.models.build import build
 from jaxtune.models.decoder import CausalLM
 from jaxtune.models.naming import Path as LeafPath
 from jaxtune.models.naming import tensor_names
@@ -61,7 +61,7 @@ def resolve_folder(
 
 
 def read_hf_config(folder: Path) -> dict[str, Any]:
-    """Transformers' dictionary form of a folder's config.json, old spellings brought up to date."""
+    """Read a config.json in transformers' dictionary form, old spellings brought up to date."""
     from transformers import AutoConfig
 
     if not (folder / "config.json").is_file():
@@ -109,7 +109,6 @@ def load_model(
             for path, leaf in leaves:
                 value = _read_leaf(checkpoint, leaf.get_value(), wanted[path], bar)
                 _set_leaf(model, path, value)
-    freeze(model)
     return model
 
 

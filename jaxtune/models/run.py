@@ -5,7 +5,6 @@ layer's is written once. Everything else stays whole and is read by layer index 
 (rematerialised) body: no period-shaped copy is made, and the backward pass keeps no slice of it.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -16,9 +15,9 @@ from jax import lax
 
 from jaxtune.layers.cache import KVCache
 
-Layer = Callable[
-    [Any, jax.Array, KVCache | None, jax.Array | int, int], tuple[jax.Array, KVCache | None]
-]
+Remat = Literal["full", "none"]
+Carry = tuple[jax.Array, KVCache | None]
+Layer = Callable[[Any, jax.Array, KVCache | None, jax.Array, int], Carry]
 
 
 def run_layers(
@@ -28,7 +27,7 @@ def run_layers(
     cache: KVCache | None,
     layers: int,
     period: int,
-    remat: Literal["full", "none"],
+    remat: Remat,
 ) -> tuple[jax.Array, KVCache | None]:
     """Apply `layers` layers to `x`; compile time does not grow with their number.
 
@@ -47,27 +46,18 @@ def run_layers(
     """
     graphdef, trained, fixed = nnx.split(block, nnx.Param, ...)
 
-    def apply(
-        place: int, x: jax.Array, cache: KVCache | None, leaves: nnx.State, index: jax.Array | int
-    ) -> tuple[jax.Array, KVCache | None]:
+    def apply(place: int, carry: Carry, leaves: nnx.State, index: jax.Array) -> Carry:
         here = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, index, keepdims=False), fixed)
-        return layer(nnx.merge(graphdef, leaves, here), x, cache, index, place)
+        return layer(nnx.merge(graphdef, leaves, here), *carry, index, place)
 
-    def one(
-        place: int, x: jax.Array, cache: KVCache | None, leaves: nnx.State, index: jax.Array | int
-    ) -> tuple[jax.Array, KVCache | None]:
-        body = functools.partial(apply, place)
-        if remat == "full":
-            body = jax.checkpoint(body, prevent_cse=False)
-        return body(x, cache, leaves, index)
+    if remat == "full":
+        apply = jax.checkpoint(apply, prevent_cse=False, static_argnums=0)
 
-    def whole_period(
-        carry: tuple[jax.Array, KVCache | None], inputs: tuple[nnx.State, jax.Array]
-    ) -> tuple[tuple[jax.Array, KVCache | None], None]:
+    def whole_period(carry: Carry, inputs: tuple[nnx.State, jax.Array]) -> tuple[Carry, None]:
         leaves, first = inputs
         for place in range(period):
             mine = jax.tree.map(lambda a, place=place: a[place], leaves)
-            carry = one(place, *carry, mine, first + place)
+            carry = apply(place, carry, mine, first + place)
         return carry, None
 
     periods = layers // period
@@ -77,5 +67,5 @@ def run_layers(
     carry, _ = lax.scan(whole_period, (x, cache), (head, first))
     for index in range(scanned, layers):
         mine = jax.tree.map(lambda a, index=index: a[index], trained)
-        carry = one(index - scanned, *carry, mine, jnp.int32(index))
+        carry = apply(index - scanned, carry, mine, jnp.int32(index))
     return carry

@@ -93,10 +93,10 @@ class SFTConfig:
 
     def warmup(self, total_steps: int) -> int:
         """Warm-up in steps; a share is rounded up, as transformers does."""
-        if self.lr_scheduler_type == "constant" and self.warmup_steps == DEFAULT_WARMUP:
-            return 0
         if self.warmup_ratio is not None:
             return _share(self.warmup_ratio, total_steps)
+        if self.lr_scheduler_type == "constant" and self.warmup_steps == DEFAULT_WARMUP:
+            return 0
         if self.warmup_steps < 1:
             return _share(self.warmup_steps, total_steps)
         return int(self.warmup_steps)

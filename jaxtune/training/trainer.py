@@ -152,7 +152,7 @@ class SFTTrainer:
             weight_decay=args.weight_decay,
         )
 
-    def _run(self, tx: optax.GradientTransformation, log: "Log") -> None:
+    def _run(self, tx: optax.GradientTransformation, log: Log) -> None:
         """The loop: dispatch a step, bind its arrays, then read the metrics of the one before."""
         args = self.args
         graphdef, trainable, frozen = split(self.model)
@@ -202,7 +202,7 @@ class SFTTrainer:
     def _done(self) -> bool:
         return self.control.should_training_stop or self.state.global_step >= self.state.max_steps
 
-    def _report_start(self, log: "Log") -> None:
+    def _report_start(self, log: Log) -> None:
         """Say what is about to be trained, and what was done to the rows."""
         trainable, total = count_parameters(self.model)
         rows, args = self.train_dataset, self.args

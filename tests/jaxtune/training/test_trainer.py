@@ -268,6 +268,10 @@ def test_a_constant_schedule_has_no_default_warm_up(oracle: Oracle) -> None:
     ] * 2
     with pytest.raises(ValueError, match="has no warm-up"):
         trainer_of(adapted(oracle), lr_scheduler_type="constant", warmup_steps=3).train()
+    with pytest.raises(ValueError, match="has no warm-up"):
+        trainer_of(
+            adapted(oracle), lr_scheduler_type="constant", warmup_steps=0.1, warmup_ratio=0.5
+        ).train()
 
 
 def test_the_base_does_not_change(oracle: Oracle) -> None:
