@@ -20,7 +20,7 @@ from jaxtune.language_model import with_verbs
 from jaxtune.models.build import build
 from jaxtune.models.gemma import Gemma2ForCausalLM
 from jaxtune.models.llama import LlamaForCausalLM
-from jaxtune.models.loading import read_hf_config
+from jaxtune.models.configuration import read_hf_config
 from tests.families import VARIANTS
 from tests.loaded import load_adapted, load_base
 from tests.oracles import Oracle, make_oracle, random_rows
@@ -185,7 +185,7 @@ def test_an_adapter_for_another_model_is_refused(
 ) -> None:
     other = make_oracle(VARIANTS[2], tmp_path_factory.mktemp("other"), initializer_range=0.3)
     model = load_base(other.folder)
-    from jaxtune.adapters.peft_form import attach_adapter
+    from jaxtune.adapters.attach import attach_adapter
 
     with pytest.raises(IncompatibleCheckpointError, match=r"must be A \[r, "):
         attach_adapter(model, read_adapter(oracle.adapter_folder))

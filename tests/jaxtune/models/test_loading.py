@@ -19,7 +19,7 @@ from jaxtune.errors import (
     NotBuiltYetError,
     UnsupportedModelError,
 )
-from jaxtune.models.loading import read_hf_config
+from jaxtune.models.configuration import read_hf_config
 from jaxtune.models.precision import resolve_dtype
 from tests.base_install import write_model
 from tests.families import VARIANTS

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from jaxtune.config import DecoderConfig, LayerSpec, NormSpec, RopeSpec
-from jaxtune.models.loading import load_model, read_hf_config
+from jaxtune.models.configuration import read_hf_config
+from jaxtune.models.loading import load_model
 from jaxtune.models.registry import find_family
 from tests.families import VARIANTS
 from tests.oracles import make_oracle, random_rows
