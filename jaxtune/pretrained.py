@@ -1,9 +1,9 @@
 """From a name to a model with its tokenizer: configuration first, weights last."""
 
 import dataclasses
-import json
+import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,15 @@ from jaxtune.models.configuration import (
     read_config_json,
     stretched,
     text_part,
+    with_range,
     with_rope_scaling,
 )
 from jaxtune.models.hub import resolve_folder
 from jaxtune.models.loading import load_model
 from jaxtune.models.precision import resolve_dtype
 from jaxtune.models.registry import find_family
+
+ADAPTER_FILE = "adapter_config.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,13 +49,21 @@ class Source:
     revision: str | None = None
     local_files_only: bool = False
 
-    def folder(self) -> Path:
-        """The folder of its files, downloaded if need be."""
+    def folder(self, before_weights: Callable[[Path], object]) -> Path:
+        """The folder of its files, downloaded if need be.
+
+        Args:
+          before_weights: Looks at the small files; an error from it stops the download.
+
+        Returns:
+          The folder.
+        """
         return resolve_folder(
             self.name,
             token=self.token,
             revision=self.revision,
             local_files_only=self.local_files_only,
+            before_weights=before_weights,
         )
 
 
@@ -89,29 +100,29 @@ def load_pretrained(
     Returns:
       (model, tokenizer or None).
     """
-    folder, adapter = source.folder(), None
-    if (folder / "adapter_config.json").is_file():
+    compute_dtype = resolve_dtype(dtype)
+    look = functools.partial(_look, range_)
+    folder, adapter = source.folder(look), None
+    adapter_folder = folder
+    if (folder / ADAPTER_FILE).is_file():
         adapter = read_adapter(folder)
         _check_adapter_use(source, adapter, full_finetuning)
         base = adapter.config.base_model_name_or_path or ""
         source = dataclasses.replace(source, name=base, revision=None)
-        adapter_folder, folder = folder, source.folder()
-    else:
-        adapter_folder = folder
-    original = read_config_json(folder)
-    model_class = with_verbs(find_family(original.get("model_type")))
-    config_json, hf, config = _configuration(original, model_class, range_)
-    compute_dtype = resolve_dtype(dtype)
-    tokenizer = _load_tokenizer((adapter_folder, folder), hf, config.vocab_size, fix_tokenizer)
-    model = load_model(folder, model_class, config, dtype=compute_dtype)
+        folder = source.folder(look)
+    setting = _settle(folder, range_)
+    if setting.line is not None:
+        tqdm.write(setting.line)
+    tokenizer = _load_tokenizer((adapter_folder, folder), setting, fix_tokenizer)
+    model = load_model(folder, setting.model_class, setting.config, dtype=compute_dtype)
     model.carried = Carried(
         tokenizer=tokenizer,
         name_or_path=source.name,
-        hf_config=hf,
-        config_json=config_json,
+        hf_config=setting.hf,
+        config_json=setting.config_json,
         folder=folder,
-        base_changes={} if config_json is original else described_change(hf_form(original), hf),
-        max_seq_length=range_.max_seq_length or config.max_position_embeddings,
+        base_changes=setting.changes,
+        max_seq_length=range_.max_seq_length or setting.config.max_position_embeddings,
     )
     if full_finetuning:
         train_all(model)
@@ -134,32 +145,61 @@ def _check_adapter_use(source: Source, adapter: Adapter, full_finetuning: bool) 
         )
 
 
-def _configuration(
-    original: dict[str, Any], model_class: type[LanguageModel], range_: Range
-) -> tuple[dict[str, Any], dict[str, Any], DecoderConfig]:
-    """config.json as this run has it, in transformers' form, and ours."""
-    config_json = original
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Setting:
+    """What a folder's config.json says, with this run's row length.
+
+    Attributes:
+      model_class: The family's, with its verbs.
+      config_json: The file's object, changed where the run asks for it.
+      hf: The same in transformers' form.
+      config: The same in ours.
+      changes: Values of `hf` that are not the file's.
+      line: What to tell the user of a stretched range.
+    """
+
+    model_class: type[LanguageModel]
+    config_json: dict[str, Any]
+    hf: dict[str, Any]
+    config: DecoderConfig
+    changes: dict[str, Any]
+    line: str | None
+
+
+def _look(range_: Range, folder: Path) -> None:
+    """Refuse a model that cannot be computed before its weights are downloaded."""
+    if not (folder / ADAPTER_FILE).is_file():
+        _settle(folder, range_)
+
+
+def _settle(folder: Path, range_: Range) -> _Setting:
+    """Read config.json, change what the row length asks for, and check that it is served."""
+    original = read_config_json(folder)
+    model_class = with_verbs(find_family(original.get("model_type")))
+    config_json, wanted, line = original, range_.max_seq_length, None
     if range_.rope_scaling is not None:
         config_json = with_rope_scaling(config_json, range_.rope_scaling)
-    hf = hf_form(config_json)
-    config = model_class.config_from_hf(hf)
-    wanted = range_.max_seq_length
-    if wanted is None or wanted <= config.max_position_embeddings:
-        return config_json, hf, config
-    if range_.rope_scaling is None:
-        config_json, line = stretched(config_json, hf, wanted)
-        tqdm.write(line)
-    else:
-        # The caller chose the scaling; only the limit follows.
-        config_json = json.loads(json.dumps(config_json))
-        text_part(config_json)["max_position_embeddings"] = wanted
-    hf = hf_form(config_json)
-    return config_json, hf, model_class.config_from_hf(hf)
+    before = hf = hf_form(config_json)
+    model_range = model_class.config_from_hf(hf).max_position_embeddings
+    if wanted is not None and wanted > model_range:
+        if range_.rope_scaling is None:
+            config_json, line = stretched(config_json, hf, wanted)
+        else:  # the caller chose the scaling; only the limit follows
+            config_json = with_range(config_json, wanted)
+        hf = hf_form(config_json)
+    if range_.rope_scaling is not None:
+        before = hf_form(original)
+    return _Setting(
+        model_class=model_class,
+        config_json=config_json,
+        hf=hf,
+        config=model_class.config_from_hf(hf),
+        changes=described_change(before, hf),
+        line=line,
+    )
 
 
-def _load_tokenizer(
-    folders: tuple[Path, ...], hf: Mapping[str, Any], vocab_size: int, fix: bool
-) -> Any:
+def _load_tokenizer(folders: tuple[Path, ...], setting: _Setting, fix: bool) -> Any:
     """The first folder's tokenizer that there is; None with a warning if there is none."""
     from transformers import AutoTokenizer
 
@@ -176,9 +216,9 @@ def _load_tokenizer(
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if not fix:
         return tokenizer
-    stops = text_part(hf).get("eos_token_id")
+    stops = text_part(setting.hf).get("eos_token_id")
     stops = [stops] if isinstance(stops, int) else list(stops or ())
-    tokenizer, line = with_pad_token(tokenizer, vocab_size, eos_token_ids=stops)
+    tokenizer, line = with_pad_token(tokenizer, setting.config.vocab_size, eos_token_ids=stops)
     if line is not None:
         tqdm.write(line)
     return tokenizer

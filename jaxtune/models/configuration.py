@@ -106,17 +106,22 @@ def stretched(
     rope = text["rope_parameters"]
     rope = rope.get("full_attention", rope)
     kind, factor = rope.get("rope_type", "default"), max_seq_length / model_range
-    done = f"its {kind} RoPE scaling kept"
-    changed = copy.deepcopy(config_json)
+    done, changed = f"its {kind} RoPE scaling kept", config_json
     if kind in ("default", "linear"):
         factor *= rope.get("factor") or 1.0
         changed = with_rope_scaling(config_json, {"rope_type": "linear", "factor": factor})
         done = f"linear RoPE scaling by {factor:g}"
-    text_part(changed)["max_position_embeddings"] = max_seq_length
-    return changed, (
+    return with_range(changed, max_seq_length), (
         f"jaxtune: the model's range of {model_range:,} tokens is stretched to "
         f"{max_seq_length:,}, {done}. Load the base the same way wherever the adapter is used."
     )
+
+
+def with_range(config_json: dict[str, Any], tokens: int) -> dict[str, Any]:
+    """A copy of a config.json with another position range."""
+    changed = copy.deepcopy(config_json)
+    text_part(changed)["max_position_embeddings"] = tokens
+    return changed
 
 
 def text_part(config: Any) -> Any:

@@ -70,25 +70,6 @@ def test_counts_are_those_that_peft_prints(
     assert capsys.readouterr().out == printed.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("name", "family", "trainable"),
-    [
-        ("Meta-Llama-3-8B", LlamaForCausalLM, 41_943_040),
-        ("Llama-3.2-1B", LlamaForCausalLM, 11_272_192),
-        ("gemma-2-9b", Gemma2ForCausalLM, 54_018_048),
-    ],
-)
-def test_published_counts_without_memory(
-    assets: Path, name: str, family: type, trainable: int
-) -> None:
-    from jaxtune.adapters.counting import count_parameters
-
-    config: DecoderConfig = family.config_from_hf(read_hf_config(assets / "configs" / name))
-    model = build(with_verbs(family), config, "abstract")
-    FastLanguageModel.get_peft_model(model, r=16)
-    assert count_parameters(model)[0] == trainable
-
-
 @pytest.mark.parity
 def test_an_adapter_with_patterns_and_missing_layers_gives_pefts_logits(
     oracle: Oracle, tmp_path: Path

@@ -96,6 +96,7 @@ REFUSALS: dict[tuple[type, str], tuple[int, Change]] = {
     (DecoderConfig, "attention_bias"): (BIASES, put(attention_bias=False)),
     (DecoderConfig, "mlp_bias"): (BIASES, put(mlp_bias=False)),
     (NormSpec, "sandwich"): (GEMMA2, norm(sandwich=False)),
+    (NormSpec, "qk_norm"): (GEMMA2, norm(qk_norm=True)),
 }
 
 
