@@ -140,5 +140,17 @@ VARIANTS = [
             "mm_tokens_per_image": 4,
         },
     ),
+    Variant(
+        "qwen3-last-layers-windowed",
+        "qwen3",
+        {
+            **SMALL,
+            "head_dim": 12,
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "max_window_layers": 2,
+        },
+    ),
 ]
 BY_NAME = {variant.name: number for number, variant in enumerate(VARIANTS)}

@@ -7,6 +7,7 @@ from jaxtune.models.gemma2 import Gemma2ForCausalLM
 from jaxtune.models.gemma3 import Gemma3ForCausalLM, Gemma3ForConditionalGeneration
 from jaxtune.models.llama import LlamaForCausalLM
 from jaxtune.models.mistral import MistralForCausalLM
+from jaxtune.models.qwen3 import Qwen3ForCausalLM
 
 FAMILIES: dict[str, type[CausalLM]] = {
     family.family: family
@@ -17,6 +18,7 @@ FAMILIES: dict[str, type[CausalLM]] = {
         Gemma2ForCausalLM,
         Gemma3ForCausalLM,
         Gemma3ForConditionalGeneration,
+        Qwen3ForCausalLM,
     )
 }
 
