@@ -14,7 +14,12 @@ from jaxtune.models.run import Remat
 from jaxtune.pretrained import Range, Source, load_pretrained
 from pallas_kernels import check_backend
 
-REMAT: dict[bool | str, Remat] = {"auto": "full", True: "full", False: "none"}
+REMAT: dict[bool | str, Remat] = {
+    "auto": "full",
+    True: "full",
+    False: "none",
+    "unsloth": "offload",
+}
 
 # What scripts pass at a value that changes nothing: accepted at these values, refused at others.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -97,7 +102,8 @@ class FastLanguageModel:
           fix_tokenizer: Give the tokenizer a pad token of its own, never EOS, where it has none.
           trust_remote_code: False.
           use_gradient_checkpointing: "auto" and True compute each layer again in the backward
-            pass, False keeps its intermediate results.
+            pass, "unsloth" does so from inputs kept in pinned host memory, False keeps the
+            intermediate results.
           resize_model_vocab: None.
           revision: Hub branch, tag or commit.
           use_exact_model_name: Either; a name is never swapped for another repository's.
@@ -299,8 +305,8 @@ def _check_neutral(**given: Any) -> None:
 def _remat(choice: bool | str) -> Remat:
     if choice not in REMAT:
         raise NotBuiltYetError(
-            "`use_gradient_checkpointing` must be 'auto', True or False in this version; got "
-            f"{choice!r}, which is not built yet."
+            "`use_gradient_checkpointing` must be 'auto', 'unsloth', True or False in this "
+            f"version; got {choice!r}, which is not built yet."
         )
     return REMAT[choice]
 

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file, save_file
-
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
 from jaxtune import FastLanguageModel
 from jaxtune.errors import (
@@ -22,11 +21,11 @@ from jaxtune.errors import (
 )
 from jaxtune.models.configuration import read_hf_config
 from jaxtune.models.precision import resolve_dtype
+from pallas_kernels import Unsupported
 from tests.base_install import write_model
 from tests.families import VARIANTS
 from tests.loaded import load_base
 from tests.oracles import make_oracle, oracle_logits, random_rows
-from pallas_kernels import Unsupported
 from tests.tolerances import relative_error
 
 
