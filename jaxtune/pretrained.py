@@ -10,6 +10,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from convert import Adapter, read_adapter
+from convert.json_object import read_json_object
 from jaxtune.adapters.attach import attach_adapter
 from jaxtune.config import DecoderConfig
 from jaxtune.data.pad_token import with_pad_token
@@ -216,9 +217,16 @@ def _load_tokenizer(folders: tuple[Path, ...], setting: _Setting, fix: bool) -> 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if not fix:
         return tokenizer
-    stops = text_part(setting.hf).get("eos_token_id")
-    stops = [stops] if isinstance(stops, int) else list(stops or ())
+    file = folders[-1] / "generation_config.json"
+    generation = read_json_object(file) if file.is_file() else {}
+    stops = {*_stops(text_part(setting.hf)), *_stops(generation)}
     tokenizer, line = with_pad_token(tokenizer, setting.config.vocab_size, eos_token_ids=stops)
     if line is not None:
-        tqdm.write(line)
+        tqdm.write(f"jaxtune: {line}.")
     return tokenizer
+
+
+def _stops(settings: Mapping[str, Any]) -> list[int]:
+    """The ids that end a text, of config.json or generation_config.json."""
+    ids = settings.get("eos_token_id")
+    return [ids] if isinstance(ids, int) else list(ids or ())
