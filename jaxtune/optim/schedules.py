@@ -80,7 +80,7 @@ def _after_warmup(
     warmup_steps: int,
     then: Callable[[Float[Array, ""]], Float[Array, ""]],
 ) -> optax.Schedule:
-    """lr * n / max(1, W) for n < W, else lr * then(n)."""
+    """The rise lr * n / max(1, W) for n < W, then lr * then(n)."""
 
     def schedule(count: ArrayLike) -> Float[Array, ""]:
         step = jnp.asarray(count, jnp.float32)

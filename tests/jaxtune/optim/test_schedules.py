@@ -63,7 +63,7 @@ def test_constant_with_warmup_stays_after_the_end():
 
 @pytest.mark.parametrize("warmup_steps", [1, 5])
 def test_constant_refuses_a_warm_up(warmup_steps):
-    with pytest.raises(ValueError, match="has no warm-up; got one. .*'constant_with_warmup'"):
+    with pytest.raises(ValueError, match=r"has no warm-up; got one\. .*'constant_with_warmup'"):
         create_schedule("constant", PEAK, warmup_steps, 60)
 
 
