@@ -9,12 +9,12 @@ import optax
 from jaxtune.adapters.counting import count_parameters
 from jaxtune.api import FastLanguageModel
 from jaxtune.data.batch import IGNORE
+from jaxtune.data.rows import TokenizedRows
 from jaxtune.errors import NotBuiltYetError
 from jaxtune.language_model import LanguageModel
 from jaxtune.optim.registry import create_optimizer
 from jaxtune.optim.schedules import create_schedule
 from jaxtune.training.config import SFTConfig
-from jaxtune.training.interim import TokenizedRows
 from jaxtune.training.peft_config import lora_arguments
 
 Optimizers = tuple[optax.GradientTransformation | None, optax.Schedule | None]

@@ -14,11 +14,12 @@ from flax import nnx
 
 from jaxtune import runtime
 from jaxtune.adapters.counting import count_parameters
-from jaxtune.data.collate import Window, bucket_lengths, windows_per_epoch
+from jaxtune.data.collate import Window, bucket_lengths, windows, windows_per_epoch
+from jaxtune.data.tokenize import tokenize_dataset
 from jaxtune.language_model import LanguageModel
 from jaxtune.optim.registry import create_optimizer
 from jaxtune.optim.schedules import create_schedule
-from jaxtune.training.checkpoint import write_checkpoint
+from jaxtune.training.checkpoint import save_is_due, write_checkpoint
 from jaxtune.training.config import SFTConfig
 from jaxtune.training.inputs import (
     Optimizers,
@@ -31,7 +32,6 @@ from jaxtune.training.inputs import (
     refuse_unbuilt,
     row_limit,
 )
-from jaxtune.training.interim import tokenize_dataset, windows
 from jaxtune.training.interrupt import deferred_interrupt
 from jaxtune.training.log import Log
 from jaxtune.training.state import TrainerCallback, TrainerControl, TrainerState, TrainOutput
@@ -129,10 +129,12 @@ class SFTTrainer:
         self.train_dataset = tokenize_dataset(
             train_dataset,
             self.tokenizer,
-            text_field=dataset_text_field or self.args.dataset_text_field,
+            text_field=self.args.dataset_text_field
+            if dataset_text_field is None
+            else dataset_text_field,
             formatting_func=formatting_func,
             max_length=self.max_length,
-            threads=dataset_num_proc or self.args.dataset_num_proc,
+            threads=self.args.dataset_num_proc if dataset_num_proc is None else dataset_num_proc,
         )
         check_rows(self.train_dataset, self.model.config.vocab_size)
 
@@ -302,7 +304,7 @@ class SFTTrainer:
         if self.control.should_log:
             self.control.should_log = False
             log.force()
-        if self._save_is_due(event):
+        if self.control.should_save or save_is_due(event, self.state, self.args.saves):
             log.flush()  # the state that is saved holds the record of its own step
             self.control.should_save = False
             with deferred_interrupt():
@@ -310,16 +312,6 @@ class SFTTrainer:
                     self._output_dir(), self.model, self.tokenizer, self.state, self.args
                 )
             self._tell("on_save")
-
-    def _save_is_due(self, event: str) -> bool:
-        """As transformers decides it: under "steps" also after the last step of a run."""
-        state, saves = self.state, self.args.saves
-        if event == "on_epoch_end":
-            due = saves == "epoch"
-        else:
-            last = state.global_step >= state.max_steps
-            due = saves == "steps" and (last or state.global_step % state.save_steps == 0)
-        return due or self.control.should_save
 
     def _output_dir(self) -> Path:
         if self.args.output_dir is None:
@@ -339,6 +331,8 @@ class SFTTrainer:
         )
         if rows.eos_appended:
             log.write(f"jaxtune: end-of-text token appended to {rows.eos_appended:,} rows")
+        if rows.dropped:
+            log.write(f"jaxtune: {rows.dropped:,} rows left out, they hold nothing to learn")
         if rows.truncated:
             log.write(
                 f"jaxtune: {rows.truncated:,} rows cut at {self.max_length} tokens, "
