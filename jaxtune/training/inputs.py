@@ -83,13 +83,12 @@ def checked_optimizers(optimizers: Any, args: SFTConfig) -> Optimizers:
       TypeError: The pair holds something else.
       ValueError: A name in the options is unknown, or the schedule has no warm-up and gets one.
     """
-    pair = tuple(optimizers) if isinstance(optimizers, (tuple, list)) else (optimizers,)
-    if len(pair) != 2:
-        raise TypeError(
-            f"`optimizers` must be a pair (optax transformation, schedule); got {len(pair)} "
-            "object(s). Pass (tx, None) to give the optimizer alone."
-        )
-    tx, schedule = pair
+    # An optax transformation is itself a tuple, of its two functions.
+    if not isinstance(optimizers, (tuple, list)) or hasattr(optimizers, "update"):
+        raise _no_pair(type(optimizers).__name__)
+    if len(optimizers) != 2:
+        raise _no_pair(f"{len(optimizers)} object(s)")
+    tx, schedule = optimizers
     if tx is not None:
         checked_transformation(tx)
     if schedule is not None and not callable(schedule):
@@ -104,6 +103,13 @@ def checked_optimizers(optimizers: Any, args: SFTConfig) -> Optimizers:
             rate = create_schedule(args.lr_scheduler_type, args.learning_rate, warmup, 1)
         create_optimizer(args.optim, rate)
     return tx, schedule
+
+
+def _no_pair(got: str) -> TypeError:
+    return TypeError(
+        f"`optimizers` must be a pair (optax transformation, schedule); got {got}. "
+        "Pass (tx, None) to give the optimizer alone."
+    )
 
 
 def checked_transformation(tx: Any) -> optax.GradientTransformation:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from jaxtune.training.inputs import (
 )
 from jaxtune.training.interrupt import deferred_interrupt
 from jaxtune.training.log import Log
-from jaxtune.training.state import TrainerCallback, TrainerControl, TrainerState, TrainOutput
+from jaxtune.training.state import TrainerControl, TrainerState, TrainOutput
 from jaxtune.training.step import make_train_step, split
 
 
@@ -59,12 +59,12 @@ class SFTTrainer:
         model: LanguageModel | str | Path,
         args: SFTConfig | None = None,
         data_collator: Callable[..., Any] | None = None,
-        train_dataset: Sequence[Mapping[str, Any]] | None = None,
+        train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
         *,
         compute_metrics: Callable[..., Any] | None = None,
-        callbacks: Sequence[TrainerCallback] | None = None,
+        callbacks: Sequence[Any] | None = None,
         optimizers: Optimizers = (None, None),
         peft_config: Any = None,
         formatting_func: Callable[..., Any] | None = None,
@@ -86,7 +86,7 @@ class SFTTrainer:
           eval_dataset: Not built yet.
           processing_class: TRL's newer name of `tokenizer`.
           compute_metrics: Not built yet.
-          callbacks: Called as the run goes on.
+          callbacks: `TrainerCallback`s, ours or transformers', called as the run goes on.
           optimizers: An optax transformation to train with, and the schedule that the learning
             rate of log records comes from. Without a transformation it is made of the options,
             with the schedule if there is one; with a transformation alone records have no rate.
