@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import optax
 import peft
 import pytest
 import torch
@@ -20,6 +21,7 @@ from safetensors.numpy import load_file
 
 from jaxtune import SFTTrainer, TrainerCallback
 from jaxtune.api import FastLanguageModel
+from jaxtune.language_model import LanguageModel
 from tests.families import VARIANTS
 from tests.jaxtune.training.runs import SHARED, adapted, records_of, trainer_of
 from tests.loaded import load_adapted, load_base
@@ -34,13 +36,25 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
 
 
 @pytest.fixture(scope="module")
+def adapted_once(oracle: Oracle) -> LanguageModel:
+    """For tests that train nothing."""
+    return adapted(oracle)
+
+
+@pytest.fixture(scope="module")
 def trl_trainer(oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> trl.SFTTrainer:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TRL's own run; nothing of ours warns here
+        return trl_run(oracle, tmp_path_factory.mktemp("trl"))
+
+
+def trl_run(oracle: Oracle, folder: Path) -> trl.SFTTrainer:
     """TRL's trainer after the same run; 13 rows leave a remainder in each epoch."""
     base = transformers.AutoModelForCausalLM.from_pretrained(oracle.folder)
     model = peft.PeftModel.from_pretrained(base, oracle.adapter_folder, is_trainable=True)
     args = trl.SFTConfig(
         **SHARED,
-        output_dir=str(tmp_path_factory.mktemp("trl")),
+        output_dir=str(folder),
         use_cpu=True,
         bf16=False,
         fp16=False,
@@ -52,16 +66,14 @@ def trl_trainer(oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> trl
         lr_scheduler_type="cosine",
         loss_type="nll",
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TRL's own run; nothing of ours warns here
-        trainer = trl.SFTTrainer(
-            model=model,
-            args=args,
-            train_dataset=datasets.Dataset.from_list(ragged_rows(13)),
-            processing_class=word_tokenizer(),
-        )
-        trainer.remove_callback(transformers.PrinterCallback)
-        trainer.train()
+    trainer = trl.SFTTrainer(
+        model=model,
+        args=args,
+        train_dataset=datasets.Dataset.from_list(ragged_rows(13)),
+        processing_class=word_tokenizer(),
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train()
     return trainer
 
 
@@ -153,7 +165,7 @@ def test_output_and_state_have_the_fields_of_transformers(oracle: Oracle) -> Non
 
 
 class Visitor(TrainerCallback):
-    """Generates and saves at every step; may interrupt or stop the run."""
+    """Generates and saves at every step; may interrupt the run."""
 
     def __init__(self, folder: Path, *, at: int = 0, how: str = "") -> None:
         self.folder, self.at, self.how = folder, at, how
@@ -165,11 +177,9 @@ class Visitor(TrainerCallback):
         self.generated.append(model.generate([[1, 5, 6]], max_new_tokens=4, eos_token_id=-1))
         model.save_pretrained(self.folder / f"step-{state.global_step}")
         if state.global_step == self.at:
-            if self.how == "stop":
-                control.should_training_stop = True
-            elif self.how == "exception":
+            if self.how == "exception":
                 raise KeyboardInterrupt
-            elif self.how == "signal":
+            if self.how == "signal":
                 os.kill(os.getpid(), signal.SIGINT)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -207,11 +217,6 @@ def test_an_interrupted_run_leaves_a_whole_model(oracle: Oracle, tmp_path: Path,
     expected = saved_tensors(tmp_path / "step-2")
     for name, tensor in saved_tensors(tmp_path / "after").items():
         np.testing.assert_array_equal(tensor, expected[name])
-
-
-def test_a_callback_can_end_the_run(oracle: Oracle, tmp_path: Path) -> None:
-    trainer = trainer_of(adapted(oracle), callbacks=[Visitor(tmp_path, at=2, how="stop")])
-    assert trainer.train().global_step == 2
 
 
 def test_the_same_seed_gives_the_same_losses(oracle: Oracle) -> None:
@@ -274,3 +279,74 @@ def test_the_base_does_not_change(oracle: Oracle) -> None:
         model.model.layers.mlp.up_proj.weight[...][1],
         weights["model.layers.1.mlp.up_proj.weight"],
     )
+
+
+SGD = {"max_steps": 3, "warmup_steps": 0, "weight_decay": 0.0}
+RATE = optax.linear_schedule(2e-2, 0.0, 3)
+
+
+class Returns(SFTTrainer):
+    """An override that returns an optimizer over the schedule of the run."""
+
+    def create_optimizer(self) -> optax.GradientTransformation:
+        return optax.sgd(self.lr_scheduler)
+
+
+class Sets(SFTTrainer):
+    """An override as transformers' users write it."""
+
+    def create_optimizer(self) -> Any:
+        if self.optimizer is None:
+            self.lr_scheduler = RATE
+            self.optimizer = optax.sgd(RATE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (SFTTrainer, {"optimizers": (optax.sgd(RATE), RATE)}),
+        (SFTTrainer, {"optimizers": (None, RATE), "optim": "sgd"}),
+        (SFTTrainer, {"optim": "sgd"}),
+        (Returns, {}),
+        (Sets, {"lr_scheduler_type": "cosine"}),
+    ],
+    ids=["both", "schedule", "neither", "returns", "sets"],
+)
+def test_every_way_to_an_optimizer_gives_that_optimizer(
+    adapted_once: LanguageModel, kind: type, options: dict[str, Any]
+) -> None:
+    trainer = trainer_of(adapted_once, kind=kind, **{**SGD, **options})
+    for _ in range(2):  # a second run starts from the same state
+        tx, state, gradient = trainer._prepare_optimizer(3), None, {"A": np.ones(2, np.float32)}
+        assert trainer.optimizer is tx
+        state = tx.init(gradient)
+        for count in range(4):
+            updates, state = tx.update(gradient, state, gradient)
+            np.testing.assert_allclose(updates["A"], -RATE(count), rtol=1e-6)
+            np.testing.assert_allclose(trainer.lr_scheduler(count), RATE(count), rtol=1e-6)
+
+
+def test_an_optimizer_given_alone_trains_and_its_rate_is_not_known(oracle: Oracle) -> None:
+    by_name = trainer_of(adapted(oracle), **SGD, optim="sgd")
+    own = trainer_of(adapted(oracle), **SGD, optimizers=(optax.sgd(RATE), None))
+    for trainer in (by_name, own):
+        trainer.train()
+    for mine, expected in zip(records_of(own), records_of(by_name), strict=True):
+        assert expected.pop("learning_rate") > 0
+        assert mine == pytest.approx(expected, rel=tolerance("float32", "sgd_steps"))
+
+
+def test_an_optimizer_needs_its_schedule_first(adapted_once: LanguageModel) -> None:
+    trainer = trainer_of(adapted_once)
+    with pytest.raises(ValueError, match="`lr_scheduler` is None until"):
+        trainer.create_optimizer()
+    trainer.lr_scheduler = trainer.create_scheduler(10)
+    assert callable(trainer.create_optimizer().update)
+
+
+def test_a_callback_of_transformers_and_the_control_that_it_returns_count(oracle: Oracle) -> None:
+    class Stopper(transformers.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+            return dataclasses.replace(control, should_training_stop=True)
+
+    assert trainer_of(adapted(oracle), callbacks=[Stopper()]).train().global_step == 1
