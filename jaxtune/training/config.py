@@ -40,7 +40,7 @@ class SFTConfig:
         `save_steps`, and after the last step) or "epoch"; None: "steps" where `output_dir` is
         given, else "no".
       save_steps: Steps between two checkpoints; below 1 it is a share of all steps.
-      seed: Of the data order and dropout.
+      seed: Of the data order, of dropout, and of an adapter that the trainer makes.
       disable_tqdm: No progress bar.
     """
 

@@ -12,6 +12,7 @@ from jaxtune.data.batch import IGNORE
 from jaxtune.data.rows import TokenizedRows
 from jaxtune.errors import NotBuiltYetError
 from jaxtune.language_model import LanguageModel
+from jaxtune.models.build import train_all
 from jaxtune.optim.registry import create_optimizer
 from jaxtune.optim.schedules import create_schedule
 from jaxtune.training.config import SFTConfig
@@ -127,6 +128,8 @@ def ready_model(
 ) -> LanguageModel:
     """The model itself, or one loaded by its name, with the adapter that is asked for.
 
+    As in TRL, a name without a new adapter is fully fine-tuned, unless it is an adapter's own.
+
     Args:
       model: A model, a hub id or a folder.
       peft_config: See `lora_arguments`; None: no new adapter.
@@ -140,14 +143,16 @@ def ready_model(
       ValueError: Every parameter is frozen.
     """
     lora = None if peft_config is None else lora_arguments(peft_config)
+    named = isinstance(model, (str, Path))
     if isinstance(model, (str, Path)):
         limit: dict[str, Any] = {} if max_length is None else {"max_seq_length": max_length}
         model, _ = FastLanguageModel.from_pretrained(str(model), load_in_4bit=False, **limit)
     if lora is not None:
-        # What the model recomputes was chosen when it was loaded; a LoraConfig says nothing of it.
-        remat = model.model.remat
         model = FastLanguageModel.get_peft_model(model, random_state=seed, **lora)
-        model.model.remat = remat
+    elif named and not count_parameters(model)[0]:
+        # Known only now: the folder of an adapter is trained as it is, any other one as a whole.
+        train_all(model)
+        model.carried.full_finetuning = True
     if not count_parameters(model)[0]:
         raise ValueError(
             "the model must have something to train; every parameter is frozen. Pass "
@@ -178,7 +183,7 @@ def row_limit(given: int | None, model: LanguageModel) -> int:
     if not 0 < limit <= range_:
         raise ValueError(
             f"`max_seq_length` must be between 1 and the model's range of {range_} tokens; got "
-            f"{limit}. Shorten it."
+            f"{limit}. Shorten it, or load the model with that max_seq_length, which stretches it."
         )
     return limit
 

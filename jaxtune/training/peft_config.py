@@ -39,6 +39,8 @@ _NO_MATHS = frozenset(
         "runtime_config",
     }
 )
+# `get_peft_model` trains these whole where a list names them, as Unsloth does; peft does not.
+_NO_BRANCH = ("embed_tokens", "lm_head")
 # PEFT's choice for every family here (`TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING`).
 _DEFAULT_TARGETS = ["q_proj", "v_proj"]
 
@@ -108,4 +110,12 @@ def _targets(targets: Any) -> Any:
     """None is PEFT's default; peft holds a list as a set, whose order is not its own."""
     if targets is None:
         return _DEFAULT_TARGETS
-    return sorted(targets) if isinstance(targets, (set, frozenset)) else targets
+    if isinstance(targets, str):
+        return targets
+    whole = sorted(name for name in targets if name.rsplit(".", 1)[-1] in _NO_BRANCH)
+    if whole:
+        raise NotBuiltYetError(
+            f"`target_modules` of a LoraConfig must be projections of the layers; got {whole}, "
+            "and a LoRA branch on them is not built yet. Train them whole: modules_to_save."
+        )
+    return sorted(targets) if isinstance(targets, (set, frozenset)) else list(targets)

@@ -79,7 +79,8 @@ class SFTTrainer:
         Positional up to `processing_class`, as in TRL.
 
         Args:
-          model: With something to train, or a hub id or folder that is loaded in 16 bits.
+          model: With something to train; or a hub id or folder, loaded in 16 bits and, without
+            `peft_config`, fully fine-tuned.
           args: The options; None: the defaults.
           data_collator: Not built yet.
           train_dataset: A `datasets.Dataset` or a list of mappings.
@@ -90,7 +91,8 @@ class SFTTrainer:
           optimizers: An optax transformation to train with, and the schedule that the learning
             rate of log records comes from. Without a transformation it is made of the options,
             with the schedule if there is one; with a transformation alone records have no rate.
-          peft_config: A peft `LoraConfig` or a dict of its fields: the model gets that adapter.
+          peft_config: A peft `LoraConfig` or a dict of its fields: the model gets that adapter,
+            its first values drawn by `args.seed`.
           formatting_func: Makes the text of a row.
           tokenizer: None: the one that was loaded with the model.
           dataset_text_field: Overrides the option of this name.

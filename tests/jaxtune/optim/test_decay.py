@@ -1,27 +1,31 @@
 """Weight decay's two groups, against those of transformers' trainer."""
 
+import jax
+import jax.numpy as jnp
 import peft
 import pytest
 import torch
 import transformers
 from flax import nnx
 
-from jaxtune.adapters.inject import PROJECTIONS, inject_lora, projections
-from jaxtune.layers.linear import LoraSpec
+from jaxtune.adapters.peft_form import peft_names
+from jaxtune.adapters.targets import PROJECTIONS
+from jaxtune.api import FastLanguageModel
+from jaxtune.language_model import with_verbs
 from jaxtune.models.build import build
 from jaxtune.models.naming import tensor_names
 from jaxtune.models.registry import find_family
 from jaxtune.optim.decay import decay_mask
-from tests.families import SMALL, VARIANTS
+from tests.families import VARIANTS
 
 # Gemma 2 has four norms a layer, the other one biases.
 CHOSEN = [v for v in VARIANTS if v.name in ("llama-biases-linear-rope", "gemma2-even-no-caps")]
 
 
-def model_of(variant):
-    family = find_family(variant.model_type)
+def model_of(variant, weights="abstract"):
+    family = with_verbs(find_family(variant.model_type))
     hf = transformers.AutoConfig.for_model(variant.model_type, **variant.options)
-    return build(family, family.config_from_hf(hf.to_dict()), "abstract"), hf
+    return build(family, family.config_from_hf(hf.to_dict()), weights), hf
 
 
 def their_groups(hf, lora=None):
@@ -50,17 +54,22 @@ def test_groups_of_full_fine_tuning_are_those_of_transformers(variant):
 
 
 @pytest.mark.parity
-def test_a_and_b_decay_as_in_transformers():
-    model, hf = model_of(CHOSEN[0])
-    layers = SMALL["num_hidden_layers"]
-    spec = LoraSpec(ranks=(2,) * layers, scales=(1.0,) * layers, dropout=0.0)
-    inject_lora(model, dict.fromkeys(projections(model), spec), seed=0)
+def test_groups_of_an_adapter_with_all_that_it_may_train_are_those_of_transformers():
+    """A and B, biases, and modules trained whole."""
+    model, hf = model_of(CHOSEN[0], "random")
+    options = {"target_modules": list(PROJECTIONS), "bias": "all", "modules_to_save": ["lm_head"]}
+    FastLanguageModel.get_peft_model(model, r=2, **options)
     trainable = nnx.state(model, nnx.Param)
-    lora = peft.LoraConfig(r=2, target_modules=list(PROJECTIONS), task_type="CAUSAL_LM")
-    theirs = their_groups(hf, lora)
-    ours = nnx.to_flat_state(decay_mask(trainable))
-    assert len(theirs) == layers * len(ours)
-    assert set(theirs.values()) == {leaf.get_value() for _, leaf in ours} == {True}
+    groups = jax.tree.map(
+        lambda leaf, decays: jnp.full(leaf.shape, decays), trainable, decay_mask(trainable)
+    )
+    theirs = their_groups(hf, peft.LoraConfig(r=2, task_type="CAUSAL_LM", **options))
+    theirs = {
+        name.replace(".default", "").replace(".modules_to_save", ""): decays
+        for name, decays in theirs.items()
+    }
+    assert {name: bool(held.all()) for name, held in peft_names(groups).items()} == theirs
+    assert set(theirs.values()) == {True, False}
 
 
 @pytest.mark.parametrize(

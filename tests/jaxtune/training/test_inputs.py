@@ -23,7 +23,7 @@ from tests.families import VARIANTS
 from tests.jaxtune.training.runs import adapted, trainer_of
 from tests.loaded import load_base
 from tests.oracles import Oracle, make_oracle
-from tests.tolerances import tolerance
+from tests.tolerances import relative_error, tolerance
 from tests.words import ragged_rows, word_tokenizer
 
 
@@ -209,10 +209,9 @@ def test_a_name_is_loaded_and_gets_the_adapter_that_peft_would_make(
     assert trainer.tokenizer is trainer.model.carried.tokenizer
 
 
-def test_the_seed_draws_the_adapter_and_the_plan_of_the_model_stays(oracle: Oracle) -> None:
+def test_the_seed_draws_the_adapter(oracle: Oracle) -> None:
     def drawn(seed: int) -> np.ndarray:
         base = load_base(oracle.folder)
-        base.model.remat = "none"
         trainer = SFTTrainer(
             base,
             SFTConfig(seed=seed),
@@ -220,15 +219,42 @@ def test_the_seed_draws_the_adapter_and_the_plan_of_the_model_stays(oracle: Orac
             tokenizer=word_tokenizer(),
             peft_config={"r": 2},
         )
-        assert trainer.model.model.remat == "none"
         return np.asarray(trainer.model.model.layers.self_attn.q_proj.lora_A[...])
 
     np.testing.assert_array_equal(drawn(1), drawn(1))
     assert not np.array_equal(drawn(1), drawn(2))
 
 
-def test_a_name_without_an_adapter_has_nothing_to_train(oracle: Oracle) -> None:
-    with pytest.raises(ValueError, match=r"every parameter is frozen\. Pass peft_config="):
-        SFTTrainer(
-            str(oracle.folder), train_dataset=ragged_rows(3), max_seq_length=14, callbacks=[]
-        )
+@pytest.mark.parity
+def test_a_name_without_an_adapter_is_fully_fine_tuned_and_saved(
+    oracle: Oracle, tmp_path: Path
+) -> None:
+    args = SFTConfig(
+        max_length=14,
+        max_steps=2,
+        per_device_train_batch_size=2,
+        warmup_steps=0,
+        learning_rate=1e-2,
+        output_dir=tmp_path,
+        disable_tqdm=True,
+    )
+    trainer = SFTTrainer(str(oracle.folder), args, train_dataset=ragged_rows(3))
+    trainable, total = count_parameters(trainer.model)
+    assert trainable == total
+    trainer.train()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-2")
+    base = transformers.AutoModelForCausalLM.from_pretrained(oracle.folder)
+    rows = np.array([[1, 5, 6, 7]])
+    with torch.no_grad():
+        expected, before = (m(input_ids=torch.tensor(rows)).logits for m in (theirs, base))
+    found = np.asarray(trainer.model(rows.astype(np.int32)))
+    assert relative_error(found, expected) <= tolerance("float32", "logits")
+    assert relative_error(before, expected) > 1e-2
+    transformers.AutoTokenizer.from_pretrained(tmp_path / "checkpoint-2")
+
+
+def test_the_name_of_an_adapter_is_trained_as_it_is(oracle: Oracle) -> None:
+    trainer = SFTTrainer(
+        str(oracle.adapter_folder), train_dataset=ragged_rows(3), max_seq_length=14
+    )
+    assert count_parameters(trainer.model) == count_parameters(adapted(oracle))

@@ -58,9 +58,12 @@ def test_what_is_set_is_passed_on(name: str) -> None:
 
 
 def test_what_says_nothing_is_left_to_get_peft_model() -> None:
-    """Both have the same default there, and these names are its parameters."""
+    """Both have the same default there, but for what both take None for: no patterns."""
     parameters = inspect.signature(FastLanguageModel.get_peft_model).parameters
-    assert set(lora_arguments(peft.LoraConfig())) == set(_ALWAYS) <= set(parameters)
+    assert set(lora_arguments(peft.LoraConfig())) == set(_ALWAYS)
+    assert set(parameters) >= TAKEN
+    for name, default in _OPTIONAL.items():
+        assert parameters[name].default == (default or None if default == {} else default)
 
 
 @pytest.mark.parity
@@ -88,6 +91,13 @@ def test_targets_are_in_an_order_of_their_own() -> None:
     assert isinstance(config.target_modules, set)
     assert lora_arguments(config)["target_modules"] == ["k_proj", "q_proj", "v_proj"]
     assert lora_arguments({"target_modules": "all-linear"})["target_modules"] == "all-linear"
+
+
+@pytest.mark.parametrize("name", ["lm_head", "model.embed_tokens"])
+def test_a_branch_on_the_embedding_or_head_is_refused(name: str) -> None:
+    """get_peft_model would train it whole, which is not what peft does with this list."""
+    with pytest.raises(NotBuiltYetError, match=rf"got \['{name}'\].*modules_to_save"):
+        lora_arguments({"target_modules": ["q_proj", name]})
 
 
 @pytest.mark.parametrize(
