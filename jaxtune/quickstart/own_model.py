@@ -42,7 +42,7 @@ def read_rows(file: Path) -> list[dict[str, str]]:
     if not file.is_file():
         raise FileNotFoundError(f"--dataset must be a file of JSON lines; {file} is none.")
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import tyro
 from flax import nnx
-from transformers import LlamaConfig
+from transformers import GenerationConfig, LlamaConfig
 
-from convert import write_json, write_safetensors
+from convert import write_safetensors
 from jaxtune import SFTConfig, SFTTrainer, runtime
 from jaxtune import functional as F
 from jaxtune.adapters.peft_form import PREFIX
@@ -49,6 +49,8 @@ def new_model(seed: int) -> LanguageModel:
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
+        architectures=["LlamaForCausalLM"],
+        dtype="bfloat16",
     ).to_dict()
     family = with_verbs(LlamaForCausalLM)
     config = family.config_from_hf(hf_config)
@@ -81,10 +83,9 @@ def write_model(model: LanguageModel, folder: Path) -> None:
         for name, value in F.peft_names(nnx.state(model, nnx.Param)).items()
     }
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
-    config = model.carried.hf_config | {"architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"}
-    write_json(folder / "config.json", config)
-    ids = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    write_json(folder / "generation_config.json", ids)
+    config = LlamaConfig.from_dict(model.carried.hf_config)
+    config.save_pretrained(folder)
+    GenerationConfig.from_model_config(config).save_pretrained(folder)
     model.carried.tokenizer.save_pretrained(folder)
 
 
