@@ -30,7 +30,7 @@ def read_rows(file: Path) -> list[dict[str, str]]:
     """Read JSON lines with a "text" column.
 
     Args:
-      file: UTF-8, one object a line; empty lines are skipped.
+      file: UTF-8, one object a line; empty lines are skipped, and rows whose text is blank.
 
     Returns:
       Rows of the one column `text`.
@@ -58,11 +58,12 @@ def read_rows(file: Path) -> list[dict[str, str]]:
                 f'every line of --dataset must have a "text" column that holds text; {file}, line '
                 f"{number} has {held}. Rename or join your columns to it."
             )
-        rows.append({"text": row["text"]})
+        if row["text"].strip():
+            rows.append({"text": row["text"]})
     if len(rows) < 2:
         raise ValueError(
-            f"--dataset must hold at least two rows, one to train on and one to hold out; {file} "
-            f"has {len(rows)}."
+            "--dataset must hold at least two rows of text, one to train on and one to hold out; "
+            f"{file} has {len(rows)}."
         )
     return rows
 
@@ -149,7 +150,7 @@ def run(options: Quickstart) -> int:
 
 def _evaluate(model: LanguageModel, tokenizer: Any, texts: list[str], limit: int) -> float:
     """Print how the model continues a few held-out rows; return the loss of all of them."""
-    prompts = [_beginning(text) for text in texts[:SHOWN]]
+    prompts = [_beginning(tokenizer, text) for text in texts[:SHOWN]]
     answers = ask(model, prompts, max_new_tokens=NEW_TOKENS)
     for prompt, answer in zip(prompts, answers, strict=True):
         say(f"   {prompt!r}", f"     -> {answer!r}")
@@ -158,7 +159,7 @@ def _evaluate(model: LanguageModel, tokenizer: Any, texts: list[str], limit: int
     return loss
 
 
-def _beginning(text: str) -> str:
-    """The first third of a text's words, at most twelve."""
-    words = text.split()
-    return " ".join(words[: max(1, min(12, len(words) // 3))])
+def _beginning(tokenizer: Any, text: str) -> str:
+    """The first third of a text, at most 16 tokens; not by words, which not all scripts space."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokenizer.decode(ids[: max(1, min(16, len(ids) // 3))])

@@ -18,7 +18,7 @@ from jaxtune.console import say
 from jaxtune.language_model import LanguageModel
 
 LARGEST = 1_100_000_000  # parameters; two float32 copies of a larger model are too much to ask for
-TOLERANCE = 1e-4  # of float32 logits, absolute
+TOLERANCE = 1e-4  # of the largest logit; float32 rounding through many layers stays below it
 
 
 def tell_how_to_load(base: str, output: Path) -> None:
@@ -46,7 +46,7 @@ def check_in_peft(model: LanguageModel, base: str, output: Path, texts: list[str
       texts: What to compare on.
 
     Raises:
-      ValueError: The logits differ by more than `TOLERANCE`.
+      ValueError: The logits differ by more than rounding.
     """
     lacking = [name for name in ("peft", "torch") if importlib.util.find_spec(name) is None]
     if lacking:
@@ -56,17 +56,23 @@ def check_in_peft(model: LanguageModel, base: str, output: Path, texts: list[str
         say("Not compared with peft: in float32 this model would take too much memory twice.")
         return
     say("Loading it in peft to compare ...")
-    difference = logit_difference(model, base, output, texts)
-    say(f"The largest logit difference between peft and jaxtune is {difference:.1e} (float32).")
-    if not difference <= TOLERANCE:
+    difference, largest = logit_difference(model, base, output, texts)
+    say(
+        f"The largest logit difference between peft and jaxtune is {difference:.1e} (float32, "
+        f"logits up to {largest:.0f})."
+    )
+    if not difference <= TOLERANCE * largest:
         raise ValueError(
-            f"peft and jaxtune must agree within {TOLERANCE:.0e} on the written adapter; their "
-            f"logits differ by {difference:.1e}. This is a fault of jaxtune: please report it."
+            f"peft and jaxtune must agree on the written adapter within {TOLERANCE:.0e} of the "
+            f"largest logit, {largest:.1f}; they differ by {difference:.1e}. This is a fault of "
+            "jaxtune: please report it."
         )
 
 
-def logit_difference(model: LanguageModel, base: str, output: Path, texts: list[str]) -> float:
-    """Largest absolute difference of the logits, peft against jaxtune, in float32.
+def logit_difference(
+    model: LanguageModel, base: str, output: Path, texts: list[str]
+) -> tuple[float, float]:
+    """Largest difference of the logits, peft against jaxtune, and the largest logit; in float32.
 
     Args:
       model: With the adapter; read anew from `output` unless it is in float32.
@@ -75,7 +81,7 @@ def logit_difference(model: LanguageModel, base: str, output: Path, texts: list[
       texts: What to compare on.
 
     Returns:
-      max |z_peft - z_jaxtune|.
+      (max |z_peft - z_jaxtune|, max |z_peft|).
     """
     tokenizer = model.carried.tokenizer
     rows = [tokenizer(text)["input_ids"] for text in texts]
@@ -87,7 +93,8 @@ def logit_difference(model: LanguageModel, base: str, output: Path, texts: list[
         )
     with jax.default_matmul_precision("highest"):
         ours = np.asarray(model(input_ids))
-    return float(np.abs(_peft_logits(base, output, input_ids) - ours).max())
+    theirs = _peft_logits(base, output, input_ids)
+    return float(np.abs(theirs - ours).max()), float(np.abs(theirs).max())
 
 
 def _peft_logits(base: str, output: Path, input_ids: np.ndarray) -> np.ndarray:

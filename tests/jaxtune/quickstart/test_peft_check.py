@@ -39,8 +39,14 @@ def test_a_large_model_is_not_compared(model, capsys, monkeypatch):
     assert capsys.readouterr().out.startswith("Not compared with peft")
 
 
-@pytest.mark.parametrize("difference", [2e-4, float("nan")])
+@pytest.mark.parametrize("difference", [2.1e-3, float("nan")])
 def test_logits_that_differ_are_an_error(model, monkeypatch, difference):
-    monkeypatch.setattr(peft_check, "logit_difference", lambda *_: difference)
+    monkeypatch.setattr(peft_check, "logit_difference", lambda *_: (difference, 20.0))
     with pytest.raises(ValueError, match="fault of jaxtune"):
         peft_check.check_in_peft(model, "base", Path("lora"), ["text"])
+
+
+def test_the_difference_is_printed(model, capsys, monkeypatch):
+    monkeypatch.setattr(peft_check, "logit_difference", lambda *_: (1.9e-3, 20.0))
+    peft_check.check_in_peft(model, "base", Path("lora"), ["text"])
+    assert "jaxtune is 1.9e-03 (float32, logits up to 20)." in capsys.readouterr().out
