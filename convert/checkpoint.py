@@ -124,7 +124,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         return Checkpoint(folder, read_header(single))
     if not index.is_file():
         raise _no_weights(folder)
-    promised = _read_weight_map(index)
+    promised = read_weight_map(index)
     infos: dict[str, TensorInfo] = {}
     for shard in sorted(set(promised.values())):
         for name, info in read_header(folder / shard).items():
@@ -146,8 +146,18 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, infos)
 
 
-def _read_weight_map(index: Path) -> dict[str, str]:
-    """Read the index: tensor name -> a file name in the same folder, checked as text."""
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Read which file holds each tensor, and check the names as text; no shard need be there yet.
+
+    Args:
+      index: A `model.safetensors.index.json`.
+
+    Returns:
+      Tensor name -> a bare file name, to be looked for in the index's own folder.
+
+    Raises:
+      CheckpointError: it is no JSON, has no weight map, or names a path.
+    """
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise broken(

@@ -1,22 +1,44 @@
 """`FastLanguageModel`: loading and adapting a model in two calls; composes, computes nothing."""
 
-import warnings
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from convert import AdapterConfig, read_adapter
-from jaxtune.adapters.inject import PROJECTIONS, inject_lora, match_projections
-from jaxtune.adapters.peft_form import attach_adapter, lora_specs
+from tqdm.auto import tqdm
+
+from convert import AdapterConfig
+from jaxtune.adapters.create import create_adapter
+from jaxtune.adapters.targets import PROJECTIONS
 from jaxtune.errors import NotBuiltYetError
-from jaxtune.language_model import LanguageModel, with_verbs
-from jaxtune.models.carried import Carried
-from jaxtune.models.loading import load_model, read_hf_config, resolve_folder
-from jaxtune.models.precision import resolve_dtype
-from jaxtune.models.registry import find_family
+from jaxtune.language_model import LanguageModel
 from jaxtune.models.run import Remat
+from jaxtune.pretrained import Range, Source, load_pretrained
+from pallas_kernels import check_backend
 
 REMAT: dict[bool | str, Remat] = {"auto": "full", True: "full", False: "none"}
+
+# What scripts pass at a value that changes nothing: accepted at these values, refused at others.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "load_in_8bit": (False,),
+    "load_in_fp8": (False,),
+    "device_map": (None, "auto", "sequential"),
+    "trust_remote_code": (False,),
+    "resize_model_vocab": (None,),
+    "use_exact_model_name": (False, True),
+    "offload_embedding": (False,),
+    "float32_mixed_precision": (None,),
+    "fast_inference": (False,),
+    "gpu_memory_utilization": (0.5,),
+    "float8_kv_cache": (False,),
+    "max_lora_rank": (64,),
+    "disable_log_stats": (True,),
+    "qat_scheme": (None,),
+    "unsloth_tiled_mlp": (False,),
+    "text_only": (False, True),
+    "loftq_config": (None, {}),
+    "target_parameters": (None,),
+    "ensure_weight_tying": (False, True),
+    "temporary_location": ("_unsloth_temporary_saved_buffers",),
+}
 
 
 class FastLanguageModel:
@@ -28,25 +50,69 @@ class FastLanguageModel:
         max_seq_length: int | None = 2048,
         dtype: Any = None,
         load_in_4bit: bool = True,
+        load_in_8bit: bool = False,
+        load_in_16bit: bool = False,
+        full_finetuning: bool = False,
         token: str | None = None,
-        revision: str | None = None,
+        device_map: Any = "sequential",
+        rope_scaling: Mapping[str, Any] | None = None,
+        fix_tokenizer: bool = True,
+        trust_remote_code: bool = False,
         use_gradient_checkpointing: bool | str = "auto",
+        resize_model_vocab: int | None = None,
+        revision: str | None = None,
+        use_exact_model_name: bool = False,
+        offload_embedding: bool = False,
+        float32_mixed_precision: bool | None = None,
+        fast_inference: bool = False,
+        gpu_memory_utilization: float = 0.5,
+        float8_kv_cache: bool = False,
+        random_state: int = 3407,
+        max_lora_rank: int = 64,
+        disable_log_stats: bool = True,
+        qat_scheme: str | None = None,
+        load_in_fp8: bool | str = False,
+        unsloth_tiled_mlp: bool | str = False,
+        text_only: bool = False,
+        *,
         kernels: str = "auto",
         local_files_only: bool = False,
     ) -> tuple[LanguageModel, Any]:
         """Load a model and its tokenizer from a folder or a hub id.
 
         Args:
-          model_name: Local folder, hub id, or the folder of a PEFT adapter (its base is loaded and
-            the adapter attached, trainable).
-          max_seq_length: Longest row in tokens; None: the model's range.
+          model_name: Local folder, hub id, or the folder or hub id of a PEFT adapter (its base is
+            loaded and the adapter attached, trainable).
+          max_seq_length: Longest row in tokens; None: the model's range. Beyond the range, RoPE is
+            scaled, and a line says so.
           dtype: Of weights and activations; None: bfloat16 where the device has it, float16 on
             older GPUs, float32 on a CPU.
-          load_in_4bit: Not built yet; pass False.
+          load_in_4bit: Not built yet; pass False, or one of the next three.
+          load_in_8bit: False.
+          load_in_16bit: Overrides `load_in_4bit`: the weights keep `dtype`.
+          full_finetuning: Overrides `load_in_4bit`: every weight is trained, with a float32 master.
           token: Hub access token.
-          revision: Hub branch, tag or commit.
+          device_map: None, "auto" or "sequential": JAX's default device.
+          rope_scaling: Replaces the checkpoint's, in config.json's terms.
+          fix_tokenizer: Give the tokenizer a pad token of its own, never EOS, where it has none.
+          trust_remote_code: False.
           use_gradient_checkpointing: "auto" and True compute each layer again in the backward
             pass, False keeps its intermediate results.
+          resize_model_vocab: None.
+          revision: Hub branch, tag or commit.
+          use_exact_model_name: Either; a name is never swapped for another repository's.
+          offload_embedding: False.
+          float32_mixed_precision: None.
+          fast_inference: False.
+          gpu_memory_utilization: 0.5.
+          float8_kv_cache: False.
+          random_state: Seed of the adapter's matrices, where `get_peft_model` is given none.
+          max_lora_rank: 64.
+          disable_log_stats: True.
+          qat_scheme: None.
+          load_in_fp8: False.
+          unsloth_tiled_mlp: False.
+          text_only: Either; of a multimodal folder the text part is loaded.
           kernels: Backend of every op: "auto" or "xla".
           local_files_only: Use the hub's cache and no network.
 
@@ -54,52 +120,78 @@ class FastLanguageModel:
           (model, tokenizer); the tokenizer is None, with a warning, if the folder has none.
 
         Raises:
-          NotBuiltYetError: `load_in_4bit=True`.
+          NotBuiltYetError: 4 bits, or an argument at a value that nothing here serves.
           UnsupportedModelError: The configuration asks for maths not computed here.
-          ValueError: `max_seq_length` is over the model's range.
+          ModelNotFoundError: No such folder or repository, or no access to it.
         """
-        if load_in_4bit:
+        _check_neutral(
+            load_in_8bit=load_in_8bit,
+            device_map=device_map,
+            trust_remote_code=trust_remote_code,
+            resize_model_vocab=resize_model_vocab,
+            use_exact_model_name=use_exact_model_name,
+            offload_embedding=offload_embedding,
+            float32_mixed_precision=float32_mixed_precision,
+            fast_inference=fast_inference,
+            gpu_memory_utilization=gpu_memory_utilization,
+            float8_kv_cache=float8_kv_cache,
+            max_lora_rank=max_lora_rank,
+            disable_log_stats=disable_log_stats,
+            qat_scheme=qat_scheme,
+            load_in_fp8=load_in_fp8,
+            unsloth_tiled_mlp=unsloth_tiled_mlp,
+            text_only=text_only,
+        )
+        if load_in_4bit and not (load_in_16bit or full_finetuning):
             raise NotBuiltYetError(
                 "load_in_4bit=True is not built yet; pass load_in_4bit=False for 16-bit LoRA."
             )
         remat = _remat(use_gradient_checkpointing)
-        where = {"token": token, "revision": revision, "local_files_only": local_files_only}
-        folder = resolve_folder(model_name, **where)
-        adapter = None
-        if (folder / "adapter_config.json").is_file():
-            adapter = read_adapter(folder)
-            model_name = adapter.config.base_model_name_or_path or ""
-            folder = resolve_folder(model_name, **where)
-        hf_config = read_hf_config(folder)
-        model_class = with_verbs(find_family(hf_config.get("model_type")))
-        config = model_class.config_from_hf(hf_config)
-        max_seq_length = _within_range(max_seq_length, config.max_position_embeddings)
-        model = load_model(folder, model_class, config, dtype=resolve_dtype(dtype))
+        check_backend(kernels)
+        _check_length(max_seq_length)
+        model, tokenizer = load_pretrained(
+            Source(
+                name=str(model_name),
+                token=token,
+                revision=revision,
+                local_files_only=local_files_only,
+            ),
+            Range(max_seq_length=max_seq_length, rope_scaling=rope_scaling),
+            dtype=dtype,
+            fix_tokenizer=fix_tokenizer,
+            full_finetuning=full_finetuning,
+        )
         model.model.remat = remat
         model.model.kernels = kernels
-        tokenizer = _load_tokenizer(folder)
-        model.carried = Carried(
-            tokenizer=tokenizer,
-            name_or_path=model_name,
-            hf_config=hf_config,
-            max_seq_length=max_seq_length,
-        )
-        if adapter is not None:
-            attach_adapter(model, adapter)
-            model.carried.adapter = adapter.config
+        model.carried.random_state = random_state
         return model, tokenizer
 
     @staticmethod
     def get_peft_model(  # noqa: PLR0913  Unsloth's face: scripts written for it pass these names.
         model: LanguageModel,
         r: int = 16,
-        target_modules: Sequence[str] = PROJECTIONS,
+        target_modules: Sequence[str] | str = PROJECTIONS,
         lora_alpha: int | float = 16,
         lora_dropout: int | float = 0.0,
         bias: str = "none",
+        layers_to_transform: Sequence[int] | int | None = None,
+        layers_pattern: Sequence[str] | str | None = None,
+        finetune_last_n_layers: int | None = None,
         use_gradient_checkpointing: bool | str = "auto",
-        random_state: int = 3407,
+        random_state: int | None = None,
+        max_seq_length: int | None = None,
         use_rslora: bool = False,
+        modules_to_save: Sequence[str] | None = None,
+        init_lora_weights: bool | str = True,
+        loftq_config: Mapping[str, Any] | None = None,
+        temporary_location: str = "_unsloth_temporary_saved_buffers",
+        qat_scheme: str | None = None,
+        target_parameters: Sequence[str] | None = None,
+        ensure_weight_tying: bool = False,
+        *,
+        use_dora: bool = False,
+        rank_pattern: Mapping[str, int] | None = None,
+        alpha_pattern: Mapping[str, int | float] | None = None,
     ) -> LanguageModel:
         """Freeze the model and add a LoRA adapter that changes nothing yet.
 
@@ -108,13 +200,29 @@ class FastLanguageModel:
         Args:
           model: From `from_pretrained`; changed in place.
           r: Rank.
-          target_modules: Names of the projections to adapt.
+          target_modules: Names of the projections to adapt; "all-linear"; or another string, a
+            regular expression that matches full names. `embed_tokens` and `lm_head` in a list are
+            trained whole.
           lora_alpha: Numerator of the scale.
           lora_dropout: Probability of zeroing an input of A.
-          bias: "none"; the others are not built yet.
-          use_gradient_checkpointing: As in `from_pretrained`.
-          random_state: Seed of A.
+          bias: Biases to train: "none", "all", or "lora_only", those of adapted projections.
+          layers_to_transform: Layer indices to adapt; None: all.
+          layers_pattern: Name of the list of layers that the indices count in.
+          finetune_last_n_layers: Adapt the last n layers; in place of `layers_to_transform`.
+          use_gradient_checkpointing: As in `from_pretrained`; "auto" keeps what was chosen there.
+          random_state: Seed of A; None: that of `from_pretrained` (3407).
+          max_seq_length: Longest row in tokens, at most the range that the model was loaded with.
           use_rslora: Scale by 1 / sqrt(r).
+          modules_to_save: Modules to train whole, with a float32 master.
+          init_lora_weights: True, False (nothing is zero: not the base at first) or "gaussian".
+          loftq_config: None or {}.
+          temporary_location: Left alone: nothing is written here.
+          qat_scheme: None.
+          target_parameters: None.
+          ensure_weight_tying: Either; embedding and head of a tied model stay one matrix.
+          use_dora: Not built yet.
+          rank_pattern: {name or expression that ends a module's name: its rank}.
+          alpha_pattern: {likewise: its alpha}.
 
         Returns:
           The same model.
@@ -123,28 +231,44 @@ class FastLanguageModel:
           TypeError: The model has an adapter with other settings.
           ValueError: A value is out of range, or a target matches nothing.
         """
-        if bias != "none":
-            raise NotBuiltYetError(f"bias={bias!r} is not built yet; pass bias='none'.")
-        paths = match_projections(model, target_modules)
-        adapter = AdapterConfig(
+        _check_neutral(
+            loftq_config=loftq_config,
+            temporary_location=temporary_location,
+            qat_scheme=qat_scheme,
+            target_parameters=target_parameters,
+            ensure_weight_tying=ensure_weight_tying,
+        )
+        if use_dora:
+            raise NotBuiltYetError("use_dora=True is not built yet; pass use_dora=False.")
+        remat = model.model.remat
+        if use_gradient_checkpointing != "auto":
+            remat = _remat(use_gradient_checkpointing)
+        if model.carried.full_finetuning:
+            tqdm.write("jaxtune: every weight is trained (full_finetuning); no adapter is added.")
+            return model
+        request = AdapterConfig(
             base_model_name_or_path=model.carried.name_or_path,
             r=r,
             lora_alpha=lora_alpha,
             lora_dropout=lora_dropout,
-            target_modules=[path.rsplit(".", 1)[-1] for path in paths],
+            target_modules=_listed(target_modules) or [],
+            bias=bias,
+            layers_to_transform=_last_layers(model, layers_to_transform, finetune_last_n_layers),
+            layers_pattern=layers_pattern,
             use_rslora=use_rslora,
+            modules_to_save=_listed(modules_to_save),
+            init_lora_weights=init_lora_weights,
+            rank_pattern=dict(rank_pattern or {}),
+            alpha_pattern=dict(alpha_pattern or {}),
         )
-        if model.carried.adapter is not None:
-            if model.carried.adapter == adapter:
-                return model
-            raise TypeError(
-                "a model takes one adapter; this one has an adapter with other settings. "
-                "Load the base again, or pass the same settings."
-            )
-        layers = model.config.num_hidden_layers
-        inject_lora(model, lora_specs(adapter, paths, layers), seed=random_state)
-        model.carried.adapter = adapter
-        model.model.remat = _remat(use_gradient_checkpointing)
+        _check_init(init_lora_weights)
+        _set_length(model, max_seq_length)
+        if _has_adapter(model, request):
+            return model
+        seed = model.carried.random_state if random_state is None else random_state
+        model.carried.adapter = create_adapter(model, request, seed=seed)
+        model.carried.adapter_request = request
+        model.model.remat = remat
         return model
 
     @staticmethod
@@ -153,9 +277,23 @@ class FastLanguageModel:
         return model
 
     @staticmethod
-    def for_training(model: LanguageModel) -> LanguageModel:
-        """Return the model: it has no modes."""
+    def for_training(
+        model: LanguageModel, use_gradient_checkpointing: bool | str = "auto"
+    ) -> LanguageModel:
+        """Return the model: it has no modes; "auto" keeps the checkpointing it was loaded with."""
+        if use_gradient_checkpointing != "auto":
+            model.model.remat = _remat(use_gradient_checkpointing)
         return model
+
+
+def _check_neutral(**given: Any) -> None:
+    """Refuse an argument that scripts may pass, at a value that would have to do something."""
+    for name, value in given.items():
+        if not any(value == neutral for neutral in NEUTRAL[name]):
+            raise NotBuiltYetError(
+                f"`{name}` must be one of {list(NEUTRAL[name])}, which changes nothing; got "
+                f"{value!r}, which nothing here serves. Leave it out."
+            )
 
 
 def _remat(choice: bool | str) -> Remat:
@@ -167,30 +305,62 @@ def _remat(choice: bool | str) -> Remat:
     return REMAT[choice]
 
 
-def _within_range(max_seq_length: int | None, model_range: int) -> int:
+def _check_length(max_seq_length: int | None) -> None:
+    if max_seq_length is not None and max_seq_length < 1:
+        raise ValueError(
+            f"`max_seq_length` must be >= 1 token; got {max_seq_length}. Pass None for the "
+            "model's whole range."
+        )
+
+
+def _set_length(model: LanguageModel, max_seq_length: int | None) -> None:
+    """Shorten the rows; a range can only be stretched while loading."""
+    _check_length(max_seq_length)
     if max_seq_length is None:
-        return model_range
-    if max_seq_length < 1:
-        raise ValueError(f"`max_seq_length` must be >= 1 token; got {max_seq_length}.")
-    if max_seq_length > model_range:
+        return
+    limit = model.config.max_position_embeddings
+    if max_seq_length > limit:
+        raise ValueError(
+            f"`max_seq_length` of get_peft_model must be <= {limit}, the range the model was "
+            f"loaded with; got {max_seq_length}. Pass it to from_pretrained, which stretches it."
+        )
+    model.carried.max_seq_length = max_seq_length
+
+
+def _listed(names: Sequence[str] | str | None) -> list[str] | str | None:
+    return names if names is None or isinstance(names, str) else list(names)
+
+
+def _last_layers(
+    model: LanguageModel, layers: Sequence[int] | int | None, last: int | None
+) -> Sequence[int] | int | None:
+    """`layers_to_transform`, or the last n."""
+    if last is None:
+        return layers
+    count = model.config.num_hidden_layers
+    if layers is not None or not 0 < last <= count:
+        raise ValueError(
+            f"`finetune_last_n_layers` must be 1 to {count}, without layers_to_transform; got "
+            f"{last} and {layers}."
+        )
+    return list(range(count - last, count))
+
+
+def _check_init(init: bool | str) -> None:
+    if init not in (True, False, "gaussian"):
         raise NotBuiltYetError(
-            f"`max_seq_length` must be within the model's range of {model_range} tokens; got "
-            f"{max_seq_length}, and stretching the range is not built yet. Pass a smaller one, "
-            "or None."
+            f"`init_lora_weights` must be True, False or 'gaussian'; got {init!r}, which is not "
+            "built yet."
         )
-    return max_seq_length
 
 
-def _load_tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer; None with a warning if it has no tokenizer files."""
-    from transformers import AutoTokenizer
-
-    files = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
-    if not any((folder / name).is_file() for name in files):
-        warnings.warn(
-            f"{folder} holds no tokenizer files; the model is loaded with tokenizer=None. "
-            "Pass tokenizer= to the trainer.",
-            stacklevel=3,
-        )
-        return None
-    return AutoTokenizer.from_pretrained(folder)
+def _has_adapter(model: LanguageModel, request: AdapterConfig) -> bool:
+    """Whether the model has this adapter already; another one is an error."""
+    if model.carried.adapter is None:
+        return False
+    if model.carried.adapter_request == request:
+        return True
+    raise TypeError(
+        "a model takes one adapter; this one has an adapter with other settings. "
+        "Load the base again, or pass the same settings."
+    )

@@ -66,11 +66,13 @@ class NormSpec:
       unit_offset: Gemma's form: scale by (1 + weight) in float32, then cast. False is Llama's:
         cast, then scale by weight in the activation's dtype.
       sandwich: Gemma 2's four norms a block: also after attention and after the MLP.
+      qk_norm: Queries and keys are normalised head by head, before the rotation.
     """
 
     rms_norm_eps: float
     unit_offset: bool
     sandwich: bool
+    qk_norm: bool
 
     def __post_init__(self) -> None:
         """Check the range."""

@@ -13,5 +13,14 @@ class IncompatibleCheckpointError(ValueError):
     """The files of a checkpoint do not hold the tensors that the model's configuration promises."""
 
 
+class ModelNotFoundError(OSError):
+    """A model's name is well formed, and leads to no files that can be read.
+
+    The repository is missing, private or gated, has no such revision, holds no safetensors, or is
+    neither cached nor within reach of the network. An `OSError`, because that is what transformers
+    raises in all of these cases and what scripts written for it catch.
+    """
+
+
 class NotBuiltYetError(NotImplementedError):
     """A right request that this version does not serve yet; the message names a way around."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxtune import saving
 from jaxtune.adapters.counting import trainable_line
-from jaxtune.adapters.peft_form import save_adapter
 from jaxtune.generation.generate import generate
 from jaxtune.models.decoder import CausalLM
 
@@ -36,8 +36,25 @@ class LanguageModel(CausalLM):
         )
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write the adapter in PEFT's format; see `jaxtune.adapters.peft_form.save_adapter`."""
-        save_adapter(self, save_directory)
+        """Write what was trained, for peft or transformers; see `jaxtune.saving`."""
+        saving.save_pretrained(self, save_directory)
+
+    def save_pretrained_merged(
+        self,
+        save_directory: str | Path,
+        tokenizer: Any = None,
+        save_method: str = "merged_16bit",
+        *,
+        max_shard_bytes: int = saving.SHARD_BYTES,
+    ) -> None:
+        """Write a full checkpoint with the adapter merged in; see `jaxtune.saving`."""
+        saving.save_pretrained_merged(
+            self,
+            save_directory,
+            tokenizer,
+            save_method=save_method,
+            max_shard_bytes=max_shard_bytes,
+        )
 
     def print_trainable_parameters(self) -> None:
         """Print PEFT's line on trainable and all parameters."""

@@ -18,6 +18,21 @@ SMALL = {
 }
 
 
+# Seven layers: five windowed ones to one that sees everything, and a tail of one.
+GEMMA3 = {
+    **SMALL,
+    "num_hidden_layers": 7,
+    "head_dim": 12,
+    "sliding_window": 5,
+    "query_pre_attn_scalar": 20,
+    "final_logit_softcapping": 3.0,
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        "full_attention": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+    },
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Variant:
     """A tiny configuration.
@@ -31,6 +46,12 @@ class Variant:
     name: str
     model_type: str
     options: dict[str, Any]
+
+    def configured(self, **values: Any) -> dict[str, Any]:
+        """The options with more values of the decoder."""
+        if "text_config" not in self.options:
+            return {**self.options, **values}
+        return {**self.options, "text_config": {**self.options["text_config"], **values}}
 
 
 VARIANTS = [
@@ -89,4 +110,47 @@ VARIANTS = [
             "final_logit_softcapping": None,
         },
     ),
+    Variant(
+        "mistral-windowed-wide-heads",
+        "mistral",
+        {**SMALL, "head_dim": 12, "sliding_window": 6, "tie_word_embeddings": False},
+    ),
+    Variant("mistral-no-window", "mistral", {**SMALL, "sliding_window": None}),
+    Variant("gemma-one-kv-head", "gemma", {**SMALL, "head_dim": 12, "num_key_value_heads": 1}),
+    Variant("gemma3-tail-two-ropes", "gemma3_text", GEMMA3),
+    Variant(
+        "gemma3-multimodal",
+        "gemma3",
+        {
+            "text_config": {
+                **GEMMA3,
+                "num_hidden_layers": 3,
+                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+                "final_logit_softcapping": None,
+            },
+            "vision_config": {
+                "hidden_size": 16,
+                "intermediate_size": 20,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 28,
+                "patch_size": 14,
+            },
+            "image_token_index": 2,
+            "mm_tokens_per_image": 4,
+        },
+    ),
+    Variant(
+        "qwen3-last-layers-windowed",
+        "qwen3",
+        {
+            **SMALL,
+            "head_dim": 12,
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "max_window_layers": 2,
+        },
+    ),
 ]
+BY_NAME = {variant.name: number for number, variant in enumerate(VARIANTS)}

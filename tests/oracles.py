@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.families import Variant
 
 ALL_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+# Names of a vision part end like those of the decoder.
+TEXT_PROJECTIONS = rf".*\.language_model\..*\.({'|'.join(ALL_PROJECTIONS)})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,7 @@ def make_oracle(
     """
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
-        variant.model_type, **variant.options, initializer_range=initializer_range
+        variant.model_type, **variant.configured(initializer_range=initializer_range)
     )
     base = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
     with torch.no_grad():
@@ -49,7 +51,11 @@ def make_oracle(
                 parameter.normal_(0.0, 0.3)
     base.save_pretrained(folder / "base")
     lora = LoraConfig(
-        r=4, lora_alpha=6, target_modules=ALL_PROJECTIONS, task_type="CAUSAL_LM", lora_dropout=0.0
+        r=4,
+        lora_alpha=6,
+        target_modules=TEXT_PROJECTIONS if "text_config" in variant.options else ALL_PROJECTIONS,
+        task_type="CAUSAL_LM",
+        lora_dropout=0.0,
     )
     model = get_peft_model(base, lora)
     with torch.no_grad():
@@ -75,12 +81,21 @@ def oracle_logits(oracle: Oracle, rows: np.ndarray, *, adapters: bool = True) ->
         return forward().numpy()
 
 
+EMBEDDING = "scaled embedding output"
+
+
 def oracle_gradients(
     oracle: Oracle, rows: np.ndarray, labels: np.ndarray
 ) -> tuple[float, dict[str, np.ndarray]]:
-    """Sum of the shifted token losses, and its gradient with respect to every LoRA tensor."""
+    """Sum of the shifted token losses, and its gradients.
+
+    With respect to every LoRA tensor, and (under `EMBEDDING`) to the embedding's output: `input_ids`
+    passes through it, `inputs_embeds` by-passes its scaling.
+    """
     oracle.model.zero_grad()
-    logits = oracle.model(input_ids=torch.tensor(rows)).logits
+    ids = torch.tensor(rows)
+    embeds = oracle.model.get_input_embeddings()(ids).detach().requires_grad_()
+    logits = oracle.model(inputs_embeds=embeds).logits
     loss = torch.nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1),
         torch.tensor(labels[:, 1:]).flatten(),
@@ -93,7 +108,7 @@ def oracle_gradients(
         for name, parameter in oracle.model.named_parameters()
         if "lora_" in name
     }
-    return float(loss.detach()), gradients
+    return float(loss.detach()), {**gradients, EMBEDDING: embeds.grad.numpy().copy()}
 
 
 def random_rows(shape: tuple[int, int], seed: int = 0, vocab_size: int = 97) -> Any:

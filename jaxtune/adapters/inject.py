@@ -1,82 +1,93 @@
-"""Giving a model its LoRA branches."""
+"""Giving a model its LoRA branches, as PEFT initialises them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
-from convert import names_module
-from jaxtune.layers.linear import Linear, LoraSpec, kaiming_uniform_bound
+from jaxtune.adapters.modules import Place, linear_places
+from jaxtune.layers.linear import LoraSpec, kaiming_uniform_bound
 from jaxtune.models.build import freeze
 from jaxtune.models.decoder import CausalLM
 
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+PREFIX = "base_model.model."
 
 
-def projections(model: CausalLM) -> dict[str, Linear]:
-    """The stacked linear layers by their path inside a layer, such as "self_attn.q_proj"."""
-    block = model.model.layers
-    return {
-        ".".join(str(part) for part in path): module
-        for path, module in nnx.iter_modules(block)
-        if isinstance(module, Linear)
-    }
+def inject_lora(
+    model: CausalLM,
+    specs: Mapping[str, LoraSpec],
+    *,
+    seed: int,
+    init_lora_weights: bool | str = True,
+) -> None:
+    """Freeze the base and add trainable LoRA branches to its projections.
 
-
-def match_projections(model: CausalLM, target_modules: Sequence[str]) -> list[str]:
-    """The projections that a list of PEFT target names selects.
-
-    Args:
-      model: The model to adapt.
-      target_modules: Names; a projection is selected if its full name equals one or ends in
-        "." and one, as in PEFT.
-
-    Returns:
-      Paths inside a layer, in the model's order.
-
-    Raises:
-      ValueError: The list is empty, or a name selects nothing.
-    """
-    paths = list(projections(model))
-    names = [target_modules] if isinstance(target_modules, str) else list(target_modules)
-    unmatched = [name for name in names if not any(names_module(name, path) for path in paths)]
-    if unmatched or not names:
-        raise ValueError(
-            "`target_modules` must be a list of projections of this model; got "
-            f"{names or 'none'}, of which {unmatched or 'nothing'} matches no module. "
-            f"Choose from {[path.rsplit('.', 1)[-1] for path in paths]}."
-        )
-    return [path for path in paths if any(names_module(name, path) for name in names)]
-
-
-def inject_lora(model: CausalLM, specs: Mapping[str, LoraSpec], *, seed: int) -> None:
-    """Freeze the base and add trainable LoRA branches that change nothing yet.
-
-    A is drawn from U(-1/sqrt(in), 1/sqrt(in)) and B is zero, as PEFT does, so the adapted model
-    equals the base. Rows over a layer's rank are zero in both.
+    True: A ~ U(-1/sqrt(in), 1/sqrt(in)), B = 0, so the adapted model equals the base;
+    "gaussian": A ~ N(0, 1/r^2), B = 0; False: A as under True, B ~ U(-1/sqrt(r), 1/sqrt(r)).
+    Rows over a layer's rank are zero in both.
 
     Args:
       model: Changed in place.
-      specs: For each path of `projections`, its ranks, scales and dropout.
-      seed: Of A; each projection draws from a key of its own.
+      specs: For each path of `projections` to adapt, its ranks, scales and dropout.
+      seed: Each projection draws from keys of its own.
+      init_lora_weights: One of the three above.
+
+    Source: peft `tuners/lora/layer.py` `reset_lora_parameters`; torch's `nn.Linear` for False.
     """
     freeze(model)
-    linears = projections(model)
-    for number, path in enumerate(linears):
-        if path not in specs:
+    for number, place in enumerate(linear_places(model)):
+        if place.in_layer not in specs:
             continue
-        spec, linear = specs[path], linears[path]
-        weight = linear.weight.get_value()
+        spec = specs[place.in_layer]
+        weight = place.module.weight.get_value()
         layers, out_features, in_features = weight.shape
         rank = max(spec.ranks)
         a_shape, b_shape = (layers, rank, in_features), (layers, out_features, rank)
         if isinstance(weight, jax.ShapeDtypeStruct):
             a = jax.ShapeDtypeStruct(a_shape, jnp.float32)
-            linear.attach_lora(spec, a, jax.ShapeDtypeStruct(b_shape, jnp.float32))
+            attach_lora(place, spec, a, jax.ShapeDtypeStruct(b_shape, jnp.float32))
             continue
-        bound = kaiming_uniform_bound(in_features)
         key = jax.random.fold_in(jax.random.key(seed), number)
-        a = jax.random.uniform(key, a_shape, jnp.float32, -bound, bound)
-        held = jnp.arange(rank)[None, :] < jnp.asarray(spec.ranks)[:, None]  # [L, R]
-        linear.attach_lora(spec, jnp.where(held[..., None], a, 0), jnp.zeros(b_shape, jnp.float32))
+        ranks = jnp.asarray(spec.ranks)[:, None, None]  # [L, 1, 1]
+        a, b = _draw(key, a_shape, b_shape, ranks, init_lora_weights)
+        held = jnp.arange(rank) < ranks  # [L, 1, R]
+        attach_lora(place, spec, jnp.where(held.mT, a, 0), jnp.where(held, b, 0))
+
+
+def _draw(
+    key: jax.Array,
+    a_shape: tuple[int, int, int],
+    b_shape: tuple[int, int, int],
+    ranks: jax.Array,
+    init: bool | str,
+) -> tuple[Float[Array, "L R I"], Float[Array, "L O R"]]:
+    b = jnp.zeros(b_shape, jnp.float32)
+    if init == "gaussian":
+        return jax.random.normal(key, a_shape) / jnp.maximum(ranks, 1), b
+    bound = kaiming_uniform_bound(a_shape[-1])
+    if init is False:
+        b = jax.random.uniform(jax.random.fold_in(key, 1), b_shape, jnp.float32, -1, 1)
+        b = b * jnp.maximum(ranks, 1) ** -0.5
+    return jax.random.uniform(key, a_shape, jnp.float32, -bound, bound), b
+
+
+def attach_lora(
+    place: Place,
+    spec: LoraSpec,
+    a: Float[Array, "L R I"] | jax.ShapeDtypeStruct,
+    b: Float[Array, "L O R"] | jax.ShapeDtypeStruct,
+) -> None:
+    """Give a projection its adapter stacks, under PEFT's names.
+
+    Args:
+      place: The projection.
+      spec: Its ranks and scales.
+      a: A, zero over each layer's rank.
+      b: B, likewise.
+    """
+    place.module.lora = spec
+    for side, value in (("lora_A", a), ("lora_B", b)):
+        names = (f"{PREFIX}{place.pattern}.{side}.weight",)
+        setattr(place.module, side, nnx.LoRAParam(value, ranks=spec.ranks, peft_names=names))

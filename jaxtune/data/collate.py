@@ -1,12 +1,13 @@
 """Rows of the epoch's order to windows of one of a few static shapes."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from jaxtune.data.batch import IGNORE, Batch
 from jaxtune.data.order import epoch_order
+from jaxtune.data.rows import TokenizedRows
 
 # Row lengths are rounded up to this many tokens, so that near lengths share a compiled program.
 GRANULE = 64
@@ -51,7 +52,7 @@ def windows_per_epoch(rows: int, batch_size: int, accumulation: int) -> int:
 
 
 def windows(
-    rows: list[np.ndarray],
+    rows: TokenizedRows,
     *,
     batch_size: int,
     accumulation: int,
@@ -62,7 +63,7 @@ def windows(
     """The windows of one epoch, in the Hugging Face trainer's order.
 
     Args:
-      rows: Token ids of each example.
+      rows: Token ids of each example, and their labels where there are some.
       batch_size: Rows a micro-batch.
       accumulation: Micro-batches a window.
       buckets: Permitted row lengths, ascending.
@@ -73,23 +74,35 @@ def windows(
       Windows of `batch_size * accumulation` rows, layout "causal".
     """
     size = batch_size * accumulation
-    order = epoch_order(len(rows), seed, epoch)
+    order = epoch_order(len(rows.rows), seed, epoch)
     for start in range(0, len(order), size):
-        chosen = [rows[i] for i in order[start : start + size]]
-        longest = max(len(row) for row in chosen)
-        length = next(bucket for bucket in buckets if bucket >= longest)
+        chosen = order[start : start + size]
+        lengths = [len(rows.rows[i]) for i in chosen]
         yield Window(
-            batch=collate(chosen, size, length),
-            tokens=sum(len(row) for row in chosen),
+            batch=collate(rows, chosen, size, next(b for b in buckets if b >= max(lengths))),
+            tokens=sum(lengths),
             rows=len(chosen),
         )
 
 
-def collate(rows: list[np.ndarray], size: int, length: int) -> Batch:
-    """Pad rows on the right, and the batch with empty rows; padding is masked by length."""
+def collate(
+    rows: TokenizedRows, chosen: Sequence[int] | np.ndarray, size: int, length: int
+) -> Batch:
+    """Pad rows on the right, and the batch with empty rows; padding is masked by length.
+
+    Args:
+      rows: All rows; those without labels learn every token.
+      chosen: Numbers of the rows in the batch.
+      size: Rows of the batch, at least as many.
+      length: Of the longest row, tokens, or more.
+
+    Returns:
+      [size, length], layout "causal".
+    """
     input_ids = np.zeros((size, length), np.int32)
     labels = np.full((size, length), IGNORE, np.int32)
-    for place, row in enumerate(rows):
+    for place, number in enumerate(chosen):
+        row = rows.rows[number]
         input_ids[place, : len(row)] = row
-        labels[place, : len(row)] = row
+        labels[place, : len(row)] = row if rows.labels is None else rows.labels[number]
     return Batch(input_ids=input_ids, labels=labels, layout="causal")

@@ -10,12 +10,16 @@ from jaxtune.config import DecoderConfig
 from jaxtune.layers.cache import KVCache
 from jaxtune.layers.context import LayerContext
 from jaxtune.layers.linear import Linear
+from jaxtune.layers.norm import RMSNorm
 from jaxtune.layers.rope import apply_rope
 from pallas_kernels import attention
 
 
 class Attention(nnx.Module):
-    """o(softmax(cap(scale * rope(q) rope(k)^T) + mask) v)."""
+    """o(softmax(cap(scale * rope(q) rope(k)^T) + mask) v).
+
+    With `qk_norm`, q and k are normalised over each head's width before the rotation.
+    """
 
     def __init__(
         self, config: DecoderConfig, *, layers: int, std: float, dtype: DTypeLike, rngs: nnx.Rngs
@@ -31,6 +35,9 @@ class Attention(nnx.Module):
         self.k_proj = linear(config.hidden_size, kv_width)
         self.v_proj = linear(config.hidden_size, kv_width)
         self.o_proj = linear(query_width, config.hidden_size)
+        if config.norm.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.norm, layers=layers, dtype=dtype)
+            self.k_norm = RMSNorm(config.head_dim, config.norm, layers=layers, dtype=dtype)
 
     def __call__(
         self, x: Float[Array, "B T D"], context: LayerContext
@@ -39,6 +46,9 @@ class Attention(nnx.Module):
         q = self._heads(self.q_proj(x, context, 0))
         k = self._heads(self.k_proj(x, context, 1))
         v = self._heads(self.v_proj(x, context, 2))
+        if self.config.norm.qk_norm:
+            q = self.q_norm(q, adapters=context.adapters)
+            k = self.k_norm(k, adapters=context.adapters)
         q = apply_rope(q, context.cos, context.sin)
         k = apply_rope(k, context.cos, context.sin)
         cache, kv_segment_ids, q_offset = context.cache, context.segment_ids, 0

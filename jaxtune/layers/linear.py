@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxtune.layers.context import LayerContext
+from jaxtune.layers.variables import weight_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,7 @@ class Linear(nnx.Module):
 
     Attributes:
       weight: W.
+      trained_weight: W's trained copy; exists only under `modules_to_save`.
       bias: b, or None.
       lora: Ranks, scales and dropout of the branch; None where there is none.
       lora_A: A; exists only with `lora`.
@@ -76,7 +78,7 @@ class Linear(nnx.Module):
         Returns:
           [B, T, out] in x's dtype.
         """
-        y = x @ self.weight[...].astype(x.dtype).T
+        y = x @ weight_of(self, context.adapters).astype(x.dtype).T
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
         if self.lora is None or not context.adapters:
@@ -96,17 +98,6 @@ class Linear(nnx.Module):
             x = jnp.where(mask, x / keep, 0).astype(x.dtype)
         scale = jnp.asarray(lora.scales, jnp.float32)[context.layer]
         return ((x @ a.T) * scale.astype(x.dtype)) @ b.T
-
-    def attach_lora(
-        self,
-        spec: LoraSpec,
-        a: Float[Array, "L R I"] | jax.ShapeDtypeStruct,
-        b: Float[Array, "L O R"] | jax.ShapeDtypeStruct,
-    ) -> None:
-        """Give the projection its adapter stacks."""
-        self.lora = spec
-        self.lora_A = nnx.LoRAParam(a, ranks=spec.ranks)
-        self.lora_B = nnx.LoRAParam(b, ranks=spec.ranks)
 
 
 def kaiming_uniform_bound(in_features: int) -> float:

@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxtune.config import NormSpec
+from jaxtune.layers.variables import weight_of
 
 
 class RMSNorm(nnx.Module):
@@ -26,9 +27,9 @@ class RMSNorm(nnx.Module):
         start = jnp.zeros if spec.unit_offset else jnp.ones
         self.weight = nnx.Param(start(shape, dtype))
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "... D"], *, adapters: bool) -> Float[Array, "... D"]:
         """Normalise `x`; statistics in float32, result in x's dtype."""
-        weight = self.weight[...]
+        weight = weight_of(self, adapters)
         compute = jnp.promote_types(x.dtype, jnp.float32)
         wide = x.astype(compute)
         mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)

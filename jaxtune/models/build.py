@@ -1,13 +1,14 @@
 """Models without files, for tests, plans and benchmarks; and the switch from trained to frozen."""
 
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxtune.config import DecoderConfig
-from jaxtune.layers.variables import Frozen
+from jaxtune.layers.variables import Frozen, TrainedCopy
 from jaxtune.models.decoder import CausalLM
 
 ModelT = TypeVar("ModelT", bound=CausalLM)
@@ -49,8 +50,28 @@ def build(
 
 
 def freeze(model: nnx.Module) -> None:
-    """Turn every trained leaf but the adapters into a frozen one; no array is copied."""
+    """Turn every trained leaf but the adapters' into a frozen one; no array is copied."""
     for _, module in nnx.iter_modules(model):
         for name, value in list(vars(module).items()):
-            if isinstance(value, nnx.Param) and not isinstance(value, nnx.LoRAParam):
+            if isinstance(value, nnx.Param) and not isinstance(value, (nnx.LoRAParam, TrainedCopy)):
                 setattr(module, name, Frozen(value.get_value()))
+
+
+def train_all(model: nnx.Module) -> None:
+    """Turn every frozen leaf into a trained one with a float32 master; the logits stay.
+
+    Full fine-tuning: the activations keep the model's dtype, the weights that AdamW changes do not
+    lose the small steps that 16 bits cannot hold.
+    """
+    for _, module in nnx.iter_modules(model):
+        for name, value in list(vars(module).items()):
+            if isinstance(value, Frozen):
+                setattr(module, name, nnx.Param(master(value.get_value())))
+
+
+def master(value: Any) -> Any:
+    """A float32 copy of a weight that is to be trained; abstract leaves stay abstract."""
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(value.shape, jnp.float32)
+    # A copy even from float32: a training step consumes the arrays that it trains.
+    return jnp.array(value, jnp.float32)

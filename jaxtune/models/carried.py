@@ -1,6 +1,7 @@
 """What a model carries for its user's convenience."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 
@@ -15,15 +16,28 @@ class Carried:
       tokenizer: The tokenizer that was loaded with the model, or None.
       name_or_path: What the user asked for; written as the adapter's base.
       hf_config: The checkpoint's configuration, in transformers' dictionary form.
+      config_json: Its config.json with what loading changed in it; None for a model without files.
+      folder: Where its files lie; None for a model without files.
+      base_changes: Values of `hf_config` that loading changed, such as a stretched range; whoever
+        uses the adapter elsewhere must load the base with them.
       max_seq_length: Longest row in tokens that training will make; None: the model's range.
       adapter: Settings of the attached adapter, as written to `adapter_config.json`.
+      adapter_request: What `get_peft_model` was asked for; None for an adapter that was read.
+      full_finetuning: Every weight is trained; no adapter is added.
+      random_state: Seed of what is drawn later, unless it is given then.
     """
 
     tokenizer: Any = None
     name_or_path: str = ""
     hf_config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    config_json: dict[str, Any] | None = None
+    folder: Path | None = None
+    base_changes: dict[str, Any] = dataclasses.field(default_factory=dict)
     max_seq_length: int | None = None
     adapter: Any = None
+    adapter_request: Any = None
+    full_finetuning: bool = False
+    random_state: int = 3407
 
     def __eq__(self, other: object) -> bool:
         """Equal to every other."""

@@ -19,6 +19,7 @@ from jaxtune.layers.linear import Linear
 from jaxtune.layers.mlp import MLP
 from jaxtune.layers.norm import RMSNorm
 from jaxtune.layers.rope import rope_tables
+from jaxtune.layers.variables import weight_of
 from jaxtune.models.carried import Carried
 from jaxtune.models.run import Remat, run_layers
 
@@ -52,23 +53,31 @@ class Block(nnx.Module):
         Without `sandwich`, `post_attention_layernorm` is Llama's norm before the MLP; with it,
         the norm of attention's output, and the one before the MLP has a name of its own.
         """
-        y, cache = self.self_attn(self.input_layernorm(x), context)
+        on = context.adapters
+        y, cache = self.self_attn(self.input_layernorm(x, adapters=on), context)
         if self.sandwich:
-            x = x + self.post_attention_layernorm(y)
-            y = self.mlp(self.pre_feedforward_layernorm(x), context)
-            return x + self.post_feedforward_layernorm(y), cache
+            x = x + self.post_attention_layernorm(y, adapters=on)
+            y = self.mlp(self.pre_feedforward_layernorm(x, adapters=on), context)
+            return x + self.post_feedforward_layernorm(y, adapters=on), cache
         x = x + y
-        return x + self.mlp(self.post_attention_layernorm(x), context), cache
+        return x + self.mlp(self.post_attention_layernorm(x, adapters=on), context), cache
 
 
 class Decoder(nnx.Module):
-    """Embedding, the stack of layers, and the final norm."""
+    """Embedding, the stack of layers, and the final norm.
+
+    Attributes:
+      dtype: Of the activations; trained weights may be wider.
+      remat: Which intermediate results the backward pass finds; see `jaxtune.models.run`.
+      kernels: Backend request handed to every op.
+    """
 
     def __init__(
         self, config: DecoderConfig, *, std: float, dtype: DTypeLike, rngs: nnx.Rngs
     ) -> None:
         """Build the stacks; `dtype` is that of weights and activations."""
         self.config = config
+        self.dtype = jnp.dtype(dtype)
         self.embed_tokens = Embedding(
             config.vocab_size,
             config.hidden_size,
@@ -91,6 +100,7 @@ class Decoder(nnx.Module):
         cache: KVCache | None = None,
         adapters: bool = True,
         dropout_key: jax.Array | None = None,
+        inputs_embeds: Float[Array, "B T D"] | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Hidden states after the final norm, and the cache with these positions in it.
 
@@ -103,6 +113,7 @@ class Decoder(nnx.Module):
           cache: Earlier positions to attend to as well; needs `segment_ids` and `positions`.
           adapters: False gives the base model's output.
           dropout_key: Turns the adapters' dropout on.
+          inputs_embeds: Takes the place of the embedding's (scaled) output.
 
         Returns:
           Hidden states [B, T, D], and the cache (None if none was given).
@@ -120,7 +131,8 @@ class Decoder(nnx.Module):
                 "a cache needs `segment_ids` and `positions` of the new tokens, since rows are "
                 "padded on the left; got None. Pass both."
             )
-        x = self.embed_tokens(input_ids)
+        x = self.embed_tokens(input_ids, adapters=adapters)
+        x = x if inputs_embeds is None else inputs_embeds
         if positions is None:
             positions = default_positions(input_ids.shape[1], segment_ids)
         ropes = {
@@ -152,19 +164,25 @@ class Decoder(nnx.Module):
         x, cache = run_layers(
             self.layers, layer, x, cache, config.num_hidden_layers, len(config.period), self.remat
         )
-        return self.norm(x), cache if cache is None else cache.advance(input_ids.shape[1])
+        x = self.norm(x, adapters=adapters)
+        return x, cache if cache is None else cache.advance(input_ids.shape[1])
 
 
 class CausalLM(nnx.Module):
     """A decoder and its output head; the families are named subclasses without code of their own.
 
     Attributes:
+      family: The `model_type` of its config.json.
+      decoder_name: Name of the decoder inside transformers' module of this family.
+      other_parts: First names of tensors that belong to parts not computed here, such as vision.
       model: The decoder.
       lm_head: The output head; exists only where the embedding is not tied.
       carried: What the model carries for its user; no part of the maths.
     """
 
     family: ClassVar[str] = ""
+    decoder_name: ClassVar[str] = "model"
+    other_parts: ClassVar[tuple[str, ...]] = ()
     lm_head: Linear
 
     def __init__(
@@ -195,16 +213,15 @@ class CausalLM(nnx.Module):
         """The decoder's configuration from transformers' dictionary form."""
         raise NotImplementedError(f"a family reads its own configuration; got {sorted(hf)}")
 
-    @property
-    def head_weight(self) -> Float[Array, "V D"]:
+    def head_weight(self, *, adapters: bool = True) -> Float[Array, "V D"]:
         """Matrix of the output head, the embedding where it is tied."""
         head = self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
-        return head.weight[...]
+        return weight_of(head, adapters)
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Of weights and activations."""
-        return self.model.embed_tokens.weight[...].dtype
+        """Of the activations, and of the weights that are not trained."""
+        return self.model.dtype
 
     @property
     def has_dropout(self) -> bool:
@@ -238,9 +255,11 @@ class CausalLM(nnx.Module):
         )
         return _logits(graphdef, adapters, state, ids, segments, places)
 
-    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+    def logits(
+        self, hidden: Float[Array, "B T D"], *, adapters: bool = True
+    ) -> Float[Array, "B T V"]:
         """cap(hidden E^T), accumulated and returned in float32."""
-        head = self.head_weight.astype(hidden.dtype)
+        head = self.head_weight(adapters=adapters).astype(hidden.dtype)
         wide = jnp.promote_types(hidden.dtype, jnp.float32)
         z = jnp.einsum("BTD,VD->BTV", hidden, head, preferred_element_type=wide)
         cap = self.config.final_logit_softcapping
@@ -261,7 +280,7 @@ def _logits(
     hidden, _ = model.model(
         input_ids, segment_ids=segment_ids, positions=positions, adapters=adapters
     )
-    return model.logits(hidden)
+    return model.logits(hidden, adapters=adapters)
 
 
 def default_positions(length: int, segment_ids: Int[Array, "B T"] | None) -> Int[Array, "_ T"]:

@@ -1,14 +1,17 @@
 """Reading a Hugging Face configuration strictly: a key that is not understood is an error."""
 
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from jaxtune.config import Activation, LayerSpec, RopeSpec
 from jaxtune.errors import UnsupportedModelError
 
-# Keys that say nothing about the logits: bookkeeping, generation defaults, labels, initialisation.
+# Keys that say nothing about the logits: bookkeeping, generation defaults, labels, initialisation;
+# and `sliding_window_pattern`, which transformers has turned into `layer_types`.
 NEUTRAL_KEYS = frozenset(
     [
         "_name_or_path",
+        "_sliding_window_pattern",
         "architectures",
         "auto_map",
         "bos_token_id",
@@ -27,6 +30,7 @@ NEUTRAL_KEYS = frozenset(
         "pad_token_id",
         "problem_type",
         "return_dict",
+        "sliding_window_pattern",
         "torch_dtype",
         "transformers.js_config",
         "transformers_version",
@@ -70,6 +74,25 @@ class ConfigReader:
                 f"{self.name} has {value!r}, which this library does not compute."
             )
 
+    def sizes(self) -> dict[str, Any]:
+        """The fields of `DecoderConfig` that every family spells alike."""
+        names = (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "max_position_embeddings",
+            "tie_word_embeddings",
+        )
+        return {name: self.take(name) for name in names}
+
+    def head_dim(self) -> int:
+        """Width of a head, which older configurations leave to D / N."""
+        width, heads = self.take("hidden_size"), self.take("num_attention_heads")
+        return self.optional("head_dim") or width // heads
+
     def activation(self, key: str) -> Activation:
         """The MLP's activation under the key that its family uses."""
         value = self.take(key)
@@ -81,9 +104,10 @@ class ConfigReader:
             "which this library does not compute."
         )
 
-    def rope(self) -> RopeSpec:
-        """The rotary embedding from `rope_parameters`."""
-        numbers = dict(self.take("rope_parameters"))
+    def rope(self, layer_type: str | None = None) -> RopeSpec:
+        """The rotary embedding from `rope_parameters`; from its entry of a layer type, if given."""
+        numbers = self.take("rope_parameters")
+        numbers = dict(numbers if layer_type is None else numbers[layer_type])
         kind = numbers.pop("rope_type", "default")
         fields = {
             "default": {"rope_theta"},
@@ -128,6 +152,37 @@ class ConfigReader:
             )
 
 
-def every_layer(rope: RopeSpec) -> tuple[LayerSpec, ...]:
-    """The period of a model whose layers are all alike and see everything before them."""
-    return (LayerSpec(window=None, rope=rope),)
+def every_layer(rope: RopeSpec, window: int | None = None) -> tuple[LayerSpec, ...]:
+    """The period of a model whose layers are all alike."""
+    return (LayerSpec(window=window, rope=rope),)
+
+
+def layer_types(
+    reader: ConfigReader, *, sliding: LayerSpec, full: LayerSpec
+) -> tuple[LayerSpec, ...]:
+    """The shortest pattern that `layer_types` repeats.
+
+    Args:
+      reader: Of the configuration.
+      sliding: What its "sliding_attention" layers are.
+      full: What its "full_attention" layers are.
+
+    Returns:
+      A period for `DecoderConfig`.
+
+    Raises:
+      UnsupportedModelError: Another type of layer, or not one type a layer.
+    """
+    kinds: Sequence[str] = reader.take("layer_types")
+    layers = reader.take("num_hidden_layers")
+    known = {"sliding_attention": sliding, "full_attention": full}
+    if len(kinds) != layers or not known.keys() >= set(kinds):
+        raise UnsupportedModelError(
+            f"`layer_types` must name {layers} layers out of {sorted(known)}; got {kinds}."
+        )
+    specs = tuple(known[kind] for kind in kinds)
+    return next(
+        specs[:size]
+        for size in range(1, layers + 1)
+        if all(spec == specs[i % size] for i, spec in enumerate(specs))
+    )

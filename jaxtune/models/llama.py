@@ -34,21 +34,16 @@ class LlamaForCausalLM(CausalLM):
         reader.require("attention_dropout", 0.0)
         reader.require("pretraining_tp", 1)
         reader.require("rope_interleaved", False)
-        heads, width = reader.take("num_attention_heads"), reader.take("hidden_size")
-        head_dim = reader.optional("head_dim") or width // heads
+        head_dim = reader.head_dim()
         config = DecoderConfig(
-            vocab_size=reader.take("vocab_size"),
-            hidden_size=width,
-            intermediate_size=reader.take("intermediate_size"),
-            num_hidden_layers=reader.take("num_hidden_layers"),
-            num_attention_heads=heads,
-            num_key_value_heads=reader.take("num_key_value_heads"),
+            **reader.sizes(),
             head_dim=head_dim,
             hidden_activation=reader.activation("hidden_act"),
-            max_position_embeddings=reader.take("max_position_embeddings"),
-            tie_word_embeddings=reader.take("tie_word_embeddings"),
             norm=NormSpec(
-                rms_norm_eps=reader.take("rms_norm_eps"), unit_offset=False, sandwich=False
+                rms_norm_eps=reader.take("rms_norm_eps"),
+                unit_offset=False,
+                sandwich=False,
+                qk_norm=False,
             ),
             period=every_layer(reader.rope()),
             query_scale=head_dim**-0.5,

@@ -1,6 +1,7 @@
-"""From a folder or a hub id to a model: configuration, then weights streamed into the stacks."""
+"""From a folder to a model: weights streamed into the stacks, one tensor in host memory."""
 
 import functools
+import math
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from tqdm.auto import tqdm
 
-from convert import Checkpoint, open_checkpoint
+from convert import Checkpoint, file_name, open_checkpoint
 from jaxtune.config import DecoderConfig
 from jaxtune.errors import IncompatibleCheckpointError
 from jaxtune.layers.variables import Frozen
@@ -22,54 +23,6 @@ from jaxtune.models.naming import Path as LeafPath
 from jaxtune.models.naming import tensor_names
 
 ModelT = TypeVar("ModelT", bound=CausalLM)
-
-WEIGHT_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model"]
-
-
-def resolve_folder(
-    name: str,
-    *,
-    token: str | None = None,
-    revision: str | None = None,
-    local_files_only: bool = False,
-) -> Path:
-    """A local folder as it is; a hub id downloaded (weights, configuration and tokenizer only).
-
-    Args:
-      name: Folder, or "owner/name" on the Hugging Face hub.
-      token: Hub access token for gated and private repositories.
-      revision: Branch, tag or commit.
-      local_files_only: Use the hub's cache and no network.
-
-    Returns:
-      The folder that holds the files.
-    """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    from huggingface_hub import snapshot_download
-
-    return Path(
-        snapshot_download(
-            name,
-            token=token,
-            revision=revision,
-            local_files_only=local_files_only,
-            allow_patterns=WEIGHT_PATTERNS,
-        )
-    )
-
-
-def read_hf_config(folder: Path) -> dict[str, Any]:
-    """Read a config.json in transformers' dictionary form, old spellings brought up to date."""
-    from transformers import AutoConfig
-
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"a model folder must hold config.json; {folder} has none. "
-            "Check the path, or pass a hub id."
-        )
-    return AutoConfig.from_pretrained(folder).to_dict()
 
 
 def load_model(
@@ -82,12 +35,14 @@ def load_model(
 ) -> ModelT:
     """Build a model and stream its weights in, one tensor at a time; every leaf is frozen.
 
+    Host memory: one tensor, and the pages of the mapped files that the system lends.
+
     Args:
       folder: Holds the safetensors files.
       model_class: The family's class, or a subclass of it.
       config: The model's sizes and values.
       dtype: Of the weights on the device.
-      progress: Show a progress bar.
+      progress: Show a progress bar, and a line on parts that are skipped.
 
     Returns:
       The model.
@@ -98,51 +53,99 @@ def load_model(
     model = build(model_class, config, "abstract", dtype=dtype)
     with open_checkpoint(folder) as checkpoint:
         leaves = list(nnx.to_flat_state(nnx.state(model)))
-        wanted = {path: list(tensor_names(path, config.num_hidden_layers)) for path, _ in leaves}
-        _check_tensors(folder, checkpoint, leaves, wanted)
+        wanted = [_Leaf(path, leaf.get_value(), model, checkpoint) for path, leaf in leaves]
+        skipped = _check_tensors(folder, checkpoint, wanted, model)
+        if skipped and progress:
+            tqdm.write(
+                f"jaxtune: the text part of {model_class.__name__} is loaded; "
+                f"{skipped:,} tensors of its other parts are skipped."
+            )
         with tqdm(
-            total=sum(len(names) for names in wanted.values()),
+            total=sum(leaf.bytes_in_files for leaf in wanted),
             desc="loading weights",
-            unit="tensor",
+            unit="B",
+            unit_scale=True,
             disable=not progress,
         ) as bar:
-            for path, leaf in leaves:
-                value = _read_leaf(checkpoint, leaf.get_value(), wanted[path], bar)
-                _set_leaf(model, path, value)
+            for leaf in wanted:
+                _set_leaf(model, leaf.path, leaf.read(bar))
     return model
 
 
+class _Leaf:
+    """One leaf of the model and the tensors of the files that fill it."""
+
+    def __init__(
+        self, path: LeafPath, value: jax.ShapeDtypeStruct, model: CausalLM, checkpoint: Checkpoint
+    ) -> None:
+        self.path = path
+        self.value = value
+        self.checkpoint = checkpoint
+        names = tensor_names(path, model.config.num_hidden_layers, model.decoder_name)
+        self.tensors = [(layer, name, file_name(name, checkpoint.names)) for layer, name in names]
+
+    @property
+    def missing(self) -> list[str]:
+        """Names that the files lack."""
+        return [name for _, name, held in self.tensors if held is None]
+
+    @property
+    def held(self) -> list[tuple[int | None, str]]:
+        """(layer, name in the files) of each tensor."""
+        return [(layer, held) for layer, _, held in self.tensors if held is not None]
+
+    @property
+    def bytes_in_files(self) -> int:
+        """Bytes to read."""
+        infos = [self.checkpoint.info(name) for _, name in self.held]
+        return sum(math.prod(info.shape) * info.dtype.itemsize for info in infos)
+
+    def read(self, bar: tqdm) -> jax.Array:
+        """The leaf on the device; a stack is filled in place, one layer's tensor in host memory."""
+        stack = jnp.zeros(self.value.shape, self.value.dtype)
+        for layer, name in self.held:
+            tensor = self.checkpoint.read(name)
+            if layer is None:
+                stack = jnp.asarray(tensor).astype(self.value.dtype)
+            else:
+                stack = _place(stack, tensor, np.int32(layer))
+            # The host's copy may go only when the device has its own.
+            stack.block_until_ready()
+            bar.update(tensor.nbytes)
+        return stack
+
+
 def _check_tensors(
-    folder: Path,
-    checkpoint: Checkpoint,
-    leaves: list[tuple[LeafPath, nnx.Variable]],
-    wanted: dict[LeafPath, list[tuple[int | None, str]]],
-) -> None:
-    """Compare names and shapes with the headers before any weight is read."""
-    held = set(checkpoint.names)
-    named = {name for names in wanted.values() for _, name in names}
-    missing = sorted(named - held)
+    folder: Path, checkpoint: Checkpoint, leaves: list[_Leaf], model: CausalLM
+) -> int:
+    """Compare names and shapes with the headers before any weight is read.
+
+    Returns:
+      Tensors of parts that the family does not compute.
+    """
+    used = {name for leaf in leaves for _, name in leaf.held}
+    missing = sorted(name for leaf in leaves for name in leaf.missing)
+    left = {name for name in checkpoint.names if name not in used}
+    others = {name for name in left if name.startswith(model.other_parts)}
     # A tied head may be written a second time, and old checkpoints hold the rotary constants.
-    extra = sorted(
-        name
-        for name in held - named
-        if name != "lm_head.weight" and not name.endswith("rotary_emb.inv_freq")
-    )
+    tied = ("lm_head.weight",) if model.config.tie_word_embeddings else ()
+    extra = sorted(name for name in left - others if not name.endswith((*tied, ".inv_freq")))
     if missing or extra:
         raise IncompatibleCheckpointError(
             "the checkpoint must hold exactly the tensors of its configuration; "
             f"{folder} lacks {_some(missing)} and has unexpected {_some(extra)}. "
             "Check that config.json and the weights belong together."
         )
-    for path, leaf in leaves:
-        for layer, name in wanted[path]:
-            shape = leaf.get_value().shape if layer is None else leaf.get_value().shape[1:]
+    for leaf in leaves:
+        for layer, name in leaf.held:
+            shape = leaf.value.shape if layer is None else leaf.value.shape[1:]
             got = checkpoint.info(name).shape
             if tuple(got) != tuple(shape):
                 raise IncompatibleCheckpointError(
                     f"tensor `{name}` must have shape {tuple(shape)} by config.json; the file has "
                     f"{tuple(got)}. Check that config.json and the weights belong together."
                 )
+    return len(others)
 
 
 def _some(names: list[str]) -> str:
@@ -150,24 +153,6 @@ def _some(names: list[str]) -> str:
         return "nothing"
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
-
-
-def _read_leaf(
-    checkpoint: Checkpoint,
-    leaf: jax.ShapeDtypeStruct,
-    names: list[tuple[int | None, str]],
-    bar: tqdm,
-) -> jax.Array:
-    """A leaf on the device; a stack is filled in place, one layer's tensor in host memory."""
-    if names[0][0] is None:
-        value = jnp.asarray(checkpoint.read(names[0][1])).astype(leaf.dtype)
-        bar.update()
-        return value
-    stack = jnp.zeros(leaf.shape, leaf.dtype)
-    for layer, name in names:
-        stack = _place(stack, checkpoint.read(name), np.int32(layer or 0))
-        bar.update()
-    return stack
 
 
 @functools.partial(jax.jit, donate_argnums=0)

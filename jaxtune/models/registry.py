@@ -2,11 +2,24 @@
 
 from jaxtune.errors import UnsupportedModelError
 from jaxtune.models.decoder import CausalLM
-from jaxtune.models.gemma import Gemma2ForCausalLM
+from jaxtune.models.gemma import GemmaForCausalLM
+from jaxtune.models.gemma2 import Gemma2ForCausalLM
+from jaxtune.models.gemma3 import Gemma3ForCausalLM, Gemma3ForConditionalGeneration
 from jaxtune.models.llama import LlamaForCausalLM
+from jaxtune.models.mistral import MistralForCausalLM
+from jaxtune.models.qwen3 import Qwen3ForCausalLM
 
 FAMILIES: dict[str, type[CausalLM]] = {
-    family.family: family for family in (LlamaForCausalLM, Gemma2ForCausalLM)
+    family.family: family
+    for family in (
+        LlamaForCausalLM,
+        MistralForCausalLM,
+        GemmaForCausalLM,
+        Gemma2ForCausalLM,
+        Gemma3ForCausalLM,
+        Gemma3ForConditionalGeneration,
+        Qwen3ForCausalLM,
+    )
 }
 
 

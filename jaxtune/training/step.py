@@ -64,10 +64,27 @@ def loss(
         positions=None if batch.positions is None else jnp.asarray(batch.positions),
         dropout_key=batch.dropout_key,
     )
+    return token_losses(model, hidden, batch)
+
+
+def token_losses(
+    model: CausalLM, hidden: Float[Array, "B T D"], batch: Batch
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """The loss of a batch from the decoder's output.
+
+    Args:
+      model: Its output head is used.
+      hidden: After the final norm.
+      batch: Labels and documents.
+
+    Returns:
+      (loss_sum, token_count), as `loss`.
+    """
+    segment_ids = None if batch.segment_ids is None else jnp.asarray(batch.segment_ids)
     labels = shift_labels(jnp.asarray(batch.labels), segment_ids)
     loss_sum = linear_cross_entropy(
         hidden.reshape(-1, hidden.shape[-1]),
-        model.head_weight.astype(hidden.dtype),
+        model.head_weight().astype(hidden.dtype),
         labels.reshape(-1),
         softcap=model.config.final_logit_softcapping,
         backend=model.model.kernels,

@@ -17,17 +17,18 @@ from jaxtune.data.collate import (
     windows,
     windows_per_epoch,
 )
+from jaxtune.data.rows import TokenizedRows
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=30)
 
 
 def marked(lengths):
     """Rows that can be told apart: row i is filled with i; row 0 is all pad ids."""
-    return [np.full(n, i, np.int32) for i, n in enumerate(lengths)]
+    return TokenizedRows(rows=[np.full(n, i, np.int32) for i, n in enumerate(lengths)])
 
 
 def epoch(rows, batch_size, accumulation, *, seed=3407, number=0):
-    lengths = np.array([len(row) for row in rows])
+    lengths = np.array([len(row) for row in rows.rows])
     return list(
         windows(
             rows,
@@ -121,10 +122,18 @@ def test_each_window_takes_the_smallest_bucket_that_holds_it(lengths, batch_size
         assert window.batch.input_ids.shape[1] == min(b for b in buckets if b >= longest)
 
 
+def some_rows(rows, labels=None):
+    arrays = [
+        None if given is None else [np.array(row, np.int32) for row in given]
+        for given in (rows, labels)
+    ]
+    return TokenizedRows(rows=arrays[0], labels=arrays[1])
+
+
 @given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=8), min_size=1, max_size=4))
 def test_labels_are_ignored_on_padding_and_nowhere_else(rows):
     """Id 0 is also the pad id, and a real token here."""
-    batch = collate([np.array(row, np.int32) for row in rows], 5, 8)
+    batch = collate(some_rows(rows), range(len(rows)), 5, 8)
     assert batch.layout == "causal"
     for place in range(5):
         row = rows[place] if place < len(rows) else []
@@ -133,10 +142,31 @@ def test_labels_are_ignored_on_padding_and_nowhere_else(rows):
         assert batch.labels[place].tolist() == row + [IGNORE] * padding
 
 
+ROWS = [[5, 0, 7, 2], [0], [3, 2]]
+
+
 @pytest.mark.parity
-def test_equals_trls_collator():
-    rows = [[5, 0, 7, 2], [0], [3, 2]]
-    theirs = DataCollatorForLanguageModeling(pad_token_id=0)([{"input_ids": r} for r in rows])
-    ours = collate([np.array(row, np.int32) for row in rows], 3, 4)
+@pytest.mark.parametrize("labels", [None, [[IGNORE, 0, IGNORE, 2], [0], [IGNORE, 4]]])
+def test_equals_trls_collator(labels):
+    examples = [{"input_ids": row} for row in ROWS]
+    if labels:
+        examples = [{**e, "labels": row} for e, row in zip(examples, labels, strict=True)]
+    chosen = [2, 0, 1]
+    theirs = DataCollatorForLanguageModeling(pad_token_id=0)([examples[i] for i in chosen])
+    ours = collate(some_rows(ROWS, labels), chosen, 3, 4)
     np.testing.assert_array_equal(ours.input_ids, theirs["input_ids"].numpy())
     np.testing.assert_array_equal(ours.labels, theirs["labels"].numpy())
+
+
+def test_windows_carry_the_labels_of_their_rows():
+    """And count the tokens of the rows, learnt or not."""
+    labels = [[IGNORE, 10, IGNORE, 11], [12], [IGNORE, 13]]
+    rows = some_rows(ROWS, labels)
+    found = epoch(rows, 1, 1)
+    order = torch.randperm(3, generator=torch.Generator().manual_seed(3407)).tolist()
+    assert [window.tokens for window in found] == [len(ROWS[i]) for i in order]
+    for window, number in zip(found, order, strict=True):
+        length = len(ROWS[number])
+        assert window.batch.input_ids[0, :length].tolist() == ROWS[number]
+        assert window.batch.labels[0, :length].tolist() == labels[number]
+        assert (window.batch.labels[0, length:] == IGNORE).all()

@@ -1,46 +1,26 @@
-"""Rows of text to ids: TRL's own preparation is the oracle, real tokenizers the cases."""
+"""Rows of text to ids: TRL's own preparation is the oracle."""
 
 import copy
+import itertools
 import tempfile
-from pathlib import Path
+import threading
 from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pytest
-import tokenizers
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from trl import SFTConfig, SFTTrainer
 
-from jaxtune.data.tokenize import tokenize_text
+from jaxtune.data.tokenize import tokenize_dataset
+from jaxtune.errors import NotBuiltYetError
+from tests.jaxtune.data.words import WORDS, make_tokenizer
 
 # trl 1.16 sets `gradient_checkpointing`, which transformers 5.23 renamed.
 trl_oracle = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated")
-WORDS = ["<s>", "</s>", "<unk>", *"abcdefgh"]
-ASSETS = [
-    "tokenizers/llama2",
-    "tokenizers/llama3.2",
-    "tokenizers/mistral_v3",
-    "tokenizers/gemma",
-    "stories260K",
-]
 TEXTS = ["a b c", "", "a b c d e f g h", "b </s>", "a\n\nb", "naïve 日本 🙂", "h"]
-
-
-def make_tokenizer(*, adds_bos=True, adds_eos=False, bos="<s>", eos="</s>"):
-    """Words split at spaces: a tokenizer whose every id is plain to see."""
-    model = tokenizers.models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>")
-    backend = tokenizers.Tokenizer(model)
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    backend.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<s> " * adds_bos + "$A" + " </s>" * adds_eos,
-        special_tokens=[("<s>", 0), ("</s>", 1)],
-    )
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=bos, eos_token=eos, unk_token="<unk>"
-    )
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +28,13 @@ def tokenizer():
     return make_tokenizer()
 
 
-@pytest.fixture(scope="module", params=ASSETS)
-def real(assets, request):
-    return transformers.AutoTokenizer.from_pretrained(assets / request.param)
+def tokenized(dataset, tokenizer, max_length=100, **options):
+    options = {"text_field": "text", **options}
+    return tokenize_dataset(dataset, tokenizer, max_length=max_length, **options)
 
 
-def ours(texts, tokenizer, max_length=100):
-    rows = [{"text": text} for text in texts]
-    return tokenize_text(rows, tokenizer, text_field="text", max_length=max_length)
+def ours(texts, tokenizer, max_length=100, **options):
+    return tokenized([{"text": text} for text in texts], tokenizer, max_length, **options)
 
 
 def ids(result):
@@ -63,14 +42,19 @@ def ids(result):
     return [row.tolist() for row in result.rows]
 
 
-def trl_rows(texts, tokenizer, max_length):
-    """The rows that `trl.SFTTrainer` makes of the texts, without its model."""
+def trl_dataset(columns, tokenizer, max_length, formatting_func=None):
+    """What `trl.SFTTrainer` makes of the data set, without its model."""
     with tempfile.TemporaryDirectory() as folder:
         args = SFTConfig(folder, use_cpu=True, bf16=False, report_to="none", max_length=max_length)
     trainer = SimpleNamespace(_tokenizer=tokenizer, chat_template=None, completion_only_loss=False)
-    dataset = datasets.Dataset.from_dict({"text": texts})
-    prepared = SFTTrainer._prepare_dataset(trainer, dataset, tokenizer, args, False, None, "train")
-    return list(prepared["input_ids"])
+    dataset = datasets.Dataset.from_dict(columns)
+    return SFTTrainer._prepare_dataset(
+        trainer, dataset, tokenizer, args, False, formatting_func, "train"
+    )
+
+
+def trl_rows(texts, tokenizer, max_length):
+    return list(trl_dataset({"text": texts}, tokenizer, max_length)["input_ids"])
 
 
 @pytest.mark.parity
@@ -83,29 +67,21 @@ def test_rows_are_those_of_trl(adds_bos, max_length):
     assert ids(ours(TEXTS, tokenizer, max_length)) == expected
 
 
-@pytest.mark.parity
-@trl_oracle
-def test_real_tokenizers_give_the_rows_of_trl(real):
-    texts = [*TEXTS, f"hello{real.eos_token}"]
-    result = ours(texts, real, 12)
-    assert ids(result) == trl_rows(texts, real, 12)
-    assert result.rows[1].tolist() == [real.bos_token_id, real.eos_token_id]
-    assert result.rows[-1].tolist().count(real.eos_token_id) == 1
-
-
-def test_a_real_row_that_spells_bos_has_one(real):
-    bos = real.bos_token
-    result = ours(["one two", f"{bos}one two", bos], real)
-    assert [row.tolist().count(real.bos_token_id) for row in result.rows] == [1] * 3
-    assert result.rows[1].tolist() == [*real.encode(f"{bos}one two")[1:], real.eos_token_id]
-
-
-@given(st.lists(st.sampled_from("abcdefgh"), max_size=6), st.booleans(), st.booleans())
-def test_a_row_has_one_bos_and_one_eos(tokenizer, words, spells_bos, spells_eos):
-    text = " ".join(["<s>"] * spells_bos + words + ["</s>"] * spells_eos)
+@given(st.lists(st.sampled_from("abcdefgh"), max_size=6), st.integers(0, 3), st.booleans())
+def test_a_row_has_one_bos_and_one_eos(tokenizer, words, spelled_bos, spells_eos):
+    text = " ".join(["<s>"] * spelled_bos + words + ["</s>"] * spells_eos)
     result = ours([text], tokenizer)
     assert ids(result) == [[0, *(WORDS.index(w) for w in words), 1]]
     assert result.eos_appended == (not spells_eos)
+
+
+def test_bos_inside_a_row_stays(tokenizer):
+    """Llama-2's and Mistral's templates open each turn by it."""
+    assert ids(ours(["<s> a </s> <s> b </s>"], tokenizer)) == [[0, 3, 1, 0, 4, 1]]
+
+
+def test_bos_is_decided_row_by_row(tokenizer):
+    assert ids(ours(["<s> a", "a", "<s> b"], tokenizer)) == [[0, 3, 1], [0, 3, 1], [0, 4, 1]]
 
 
 def test_bos_is_not_added_where_the_tokenizer_adds_none():
@@ -118,9 +94,9 @@ def test_eos_is_not_doubled_where_the_tokenizer_adds_it():
     assert (ids(result), result.eos_appended) == ([[0, 3, 4, 1]], 0)
 
 
-def test_a_tokenizer_without_special_tokens_adds_none():
-    tokenizer = make_tokenizer(adds_bos=False, bos=None, eos=None)
-    assert ids(ours(["a b", ""], tokenizer)) == [[3, 4], []]
+def test_a_tokenizer_without_special_tokens_adds_none_and_empty_rows_are_dropped():
+    result = ours(["a b", ""], make_tokenizer(adds_bos=False, bos=None, eos=None))
+    assert (ids(result), result.dropped, result.eos_appended) == ([[3, 4]], 1, 0)
 
 
 def test_rows_are_cut_at_their_end_after_eos_and_the_loss_is_counted(tokenizer):
@@ -132,24 +108,95 @@ def test_rows_are_cut_at_their_end_after_eos_and_the_loss_is_counted(tokenizer):
 def test_nothing_is_lost_within_the_limit(tokenizer):
     result = ours(["a b"], tokenizer, 4)
     assert (ids(result), result.truncated, result.tokens_lost) == ([[0, 3, 4, 1]], 0, 0)
+    assert result.labels is None
 
 
 def state_of(tokenizer):
-    """All that a tokenizer is: its attributes, and the object underneath as JSON."""
+    """All that a tokenizer is: its attributes, and the object underneath."""
     attributes = {k: copy.deepcopy(v) for k, v in vars(tokenizer).items() if k != "_tokenizer"}
-    return attributes, tokenizer.backend_tokenizer.to_str()
+    backend = tokenizer.backend_tokenizer
+    return attributes, backend.to_str(), backend.encode_special_tokens
 
 
+@pytest.mark.parametrize("threads", [None, 3])
 @pytest.mark.parametrize("saved_with_limits", [False, True])
-def test_the_tokenizer_is_not_changed(saved_with_limits):
+def test_the_tokenizer_is_not_changed(saved_with_limits, threads):
     tokenizer = make_tokenizer()
     tokenizer.model_max_length = 2
     if saved_with_limits:
         tokenizer.backend_tokenizer.enable_truncation(2, stride=1)
         tokenizer.backend_tokenizer.enable_padding(length=9, pad_id=2, pad_token="<unk>")
+        tokenizer.backend_tokenizer.encode_special_tokens = True
     before = state_of(tokenizer)
-    assert ids(ours(["a b c", "a"], tokenizer)) == [[0, 3, 4, 5, 1], [0, 3, 1]]
+    result = ours(["a b c", "a </s>"] * 40, tokenizer, threads=threads)
+    assert ids(result) == [[0, 3, 4, 5, 1], [0, 3, 1]] * 40
     assert state_of(tokenizer) == before
+
+
+def test_the_tokenizer_is_not_changed_by_a_failure(tokenizer):
+    before = state_of(tokenizer)
+    with pytest.raises(ValueError, match="row 1 holds int"):
+        tokenized([{"text": "a"}, {"text": 5}], tokenizer, threads=2)
+    assert state_of(tokenizer) == before
+
+
+class Counting:
+    """A tokenizer that counts its calls: how many at once, of how many texts."""
+
+    def __init__(self, inner):
+        self.inner, self.running, self.most, self.sizes = inner, 0, 0, set()
+        self.threads, self.lock, self.together = set(), threading.Lock(), threading.Barrier(3)
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def __call__(self, texts, **options):
+        with self.lock:
+            self.running += 1
+            self.most = max(self.most, self.running)
+            self.sizes.add(len(texts))
+            first_call = threading.get_ident() not in self.threads
+            self.threads.add(threading.get_ident())
+        if first_call and len(texts) == 1:
+            self.together.wait(timeout=30)  # Broken unless three threads come.
+        try:
+            return self.inner(texts, **options)
+        finally:
+            with self.lock:
+                self.running -= 1
+
+
+def test_threads_are_as_many_as_asked_for_and_give_equal_rows(tokenizer):
+    """Each passes one text a call, which the tokenizer does not spread over other cores."""
+    texts = [" ".join("abcdefgh"[: n % 9]) for n in range(2500)]
+    counting = Counting(tokenizer)
+    result = ours(texts, counting, threads=3)
+    assert (counting.most, len(counting.threads), counting.sizes) == (3, 3, {1})
+    by_itself = Counting(tokenizer)
+    assert ids(ours(texts, by_itself)) == ids(result)
+    assert (by_itself.threads, by_itself.sizes) == ({threading.get_ident()}, {1000, 500})
+
+
+def test_a_tokenizer_in_python_runs_on_one_thread(tokenizer):
+    """It has no object underneath, and Python's lock would stop the others."""
+
+    def call(texts, **options):
+        assert threading.current_thread() is threading.main_thread()
+        return tokenizer(texts, **options)
+
+    class Python:
+        bos_token_id, eos_token_id = 0, 1
+        __call__ = staticmethod(call)
+
+    assert ids(ours(["a", "b"], Python(), threads=4)) == [[0, 3, 1], [0, 4, 1]]
+
+
+@pytest.mark.parametrize(("rows", "shown"), [(5000, False), (5001, True)])
+def test_progress_is_shown_where_it_takes_long(tokenizer, capfd, rows, shown):
+    ours(["a"] * rows, tokenizer)
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert ("tokenising" in printed.err and "row/s" in printed.err) == shown
 
 
 def test_a_long_row_causes_no_warning(caplog, monkeypatch):
@@ -166,8 +213,19 @@ def test_a_long_row_causes_no_warning(caplog, monkeypatch):
 
 def test_takes_a_dataset_and_another_column(tokenizer):
     dataset = datasets.Dataset.from_dict({"text": ["a", "b"], "story": ["c", "d e"]})
-    result = tokenize_text(dataset, tokenizer, text_field="story", max_length=9)
-    assert ids(result) == [[0, 5, 1], [0, 6, 7, 1]]
+    assert ids(tokenized(dataset, tokenizer, text_field="story")) == [[0, 5, 1], [0, 6, 7, 1]]
+
+
+def test_the_format_of_a_dataset_does_not_hide_its_text(tokenizer):
+    dataset = datasets.Dataset.from_dict({"text": ["a", "b"], "n": [1, 2]})
+    dataset.set_format("numpy", columns=["n"])
+    assert ids(tokenized(dataset, tokenizer)) == [[0, 3, 1], [0, 4, 1]]
+    assert dataset.format["columns"] == ["n"]
+
+
+def test_text_is_taken_beside_messages(tokenizer):
+    rows = [{"text": "a", "messages": [{"role": "user", "content": "b"}]}]
+    assert ids(tokenized(rows, tokenizer)) == [[0, 3, 1]]
 
 
 @pytest.mark.parametrize(
@@ -178,23 +236,108 @@ def test_takes_a_dataset_and_another_column(tokenizer):
             [{"text": "a"}, {"body": "b", "a": 1}],
             r"must have the text column `text` .*; row 1 has \['a', 'body'\]\. Pass",
         ),
-        (iter(["a"]), r"must have the text column `text` .*; row 0 has str\. Pass"),
+        ([{"prompt": "a"}], r"the text column `text` .*; row 0 has \['prompt'\]\. Pass"),
+        (["a"], r"must be a mapping of column names to values; row 0 is str\. Pass rows"),
+        ([{"text": "a"}, "b"], r"must be a mapping of column names to values; row 1 is str"),
         ([{"text": "a"}, {"text": 5}], r"column `text` must hold text; row 1 holds int"),
         ([{"text": None}], r"column `text` must hold text; row 0 holds NoneType"),
         ([{"text": ["a"]}], r"column `text` must hold text; row 0 holds list"),
+        (
+            datasets.Dataset.from_dict({"body": ["a"]}),
+            r"must have the text column `text` .*; row 0 has \['body'\]\. Pass",
+        ),
+        (datasets.Dataset.from_dict({"text": []}), r"must hold at least one row; got none"),
+        (datasets.Dataset.from_dict({"text": ["a", None]}), r"row 1 holds NoneType"),
+        (
+            datasets.Dataset.from_dict({"text": ["a"]}).with_transform(lambda batch: batch),
+            r"must not have a transform .* Apply it with dataset\.map",
+        ),
     ],
-    ids=["none", "no column", "not a mapping", "number", "missing", "list"],
+    ids=lambda value: "" if isinstance(value, str) else str(value)[:30],
 )
 def test_refuses_rows_without_text(tokenizer, rows, message):
     with pytest.raises(ValueError, match=message):
-        tokenize_text(rows, tokenizer, text_field="text", max_length=9)
+        tokenized(rows, tokenizer)
 
 
-def test_stories_tokenizer_reads_the_story_it_was_trained_on(assets: Path):
-    """The golden ids were made by the model's own program."""
-    from safetensors.numpy import load_file
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (
+            datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": ["a"]})),
+            r"must be one data set; got a DatasetDict of \['train'\]\. Pass one split",
+        ),
+        ({"text": ["a"]}, r"got a dict of \['text'\]\. Pass .*Dataset\.from_dict"),
+        ("data.json", r"must be a datasets\.Dataset or a list of mappings; got str\. Pass"),
+        (None, r"must be a datasets\.Dataset or a list of mappings; got NoneType"),
+        (np.array(["a"]), r"must be a datasets\.Dataset or a list of mappings; got ndarray"),
+    ],
+    ids=["splits", "columns", "name", "none", "array"],
+)
+def test_refuses_what_is_no_data_set(tokenizer, dataset, message):
+    with pytest.raises(TypeError, match=message):
+        tokenized(dataset, tokenizer)
 
-    golden = load_file(assets / "stories260K" / "golden_logits.safetensors")["input_ids"][0]
-    tokenizer = transformers.AutoTokenizer.from_pretrained(assets / "stories260K")
-    text = tokenizer.decode(golden, skip_special_tokens=True)
-    assert ours([text], tokenizer, len(golden)).rows[0].tolist() == golden.tolist()
+
+STREAM = datasets.Dataset.from_dict({"text": ["a", "b"]}).to_iterable_dataset()
+
+
+@pytest.mark.parametrize("stream", [STREAM, itertools.repeat({"text": "a"})], ids=["hf", "endless"])
+def test_streams_are_not_built_yet(tokenizer, stream):
+    with pytest.raises(NotBuiltYetError, match=r"stream is not built yet.*dataset\.take\(n\)"):
+        tokenized(stream, tokenizer)
+
+
+def test_the_way_around_a_stream_works(tokenizer):
+    assert ids(tokenized(list(STREAM.take(1)), tokenizer)) == [[0, 3, 1]]
+
+
+MESSAGES = [{"role": "user", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "turns", "render"),
+    [
+        ({"messages": MESSAGES}, "`messages`", "row['messages']", lambda row: row["messages"]),
+        (
+            {"conversations": MESSAGES},
+            "`conversations`",
+            "row['conversations']",
+            lambda row: row["conversations"],
+        ),
+        (
+            {"prompt": MESSAGES, "completion": MESSAGES},
+            "`prompt` and `completion`",
+            "row['prompt'] + row['completion']",
+            lambda row: row["prompt"] + row["completion"],
+        ),
+    ],
+    ids=["messages", "conversations", "prompt"],
+)
+def test_chats_are_not_built_yet_and_the_way_around_works(row, kind, turns, render):
+    tokenizer = make_tokenizer(
+        chat_template="{{ bos_token }}{% for m in messages %} {{ m.content }}{% endfor %}"
+    )
+    with pytest.raises(NotBuiltYetError) as caught:
+        tokenized([row], tokenizer)
+    advice = f"lambda row: tokenizer.apply_chat_template({turns}, tokenize=False)"
+    assert f"Rows of {kind} are not built yet" in str(caught.value)
+    assert advice in str(caught.value)
+    result = tokenized(
+        [row],
+        tokenizer,
+        formatting_func=lambda row: tokenizer.apply_chat_template(render(row), tokenize=False),
+    )
+    assert ids(result) == [[0, *[3] * len(row), 1]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_length": 0}, r"`max_length` must be at least 1; got 0"),
+        ({"threads": 0}, r"`dataset_num_proc` must be at least 1; got 0"),
+    ],
+)
+def test_refuses_limits_below_one(tokenizer, options, message):
+    with pytest.raises(ValueError, match=message):
+        ours(["a"], tokenizer, **options)

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from transformers import DataCollatorWithFlattening
 
-from jaxtune.adapters.inject import inject_lora, projections
+from jaxtune.adapters.inject import inject_lora
+from jaxtune.adapters.modules import projections
 from jaxtune.config import DecoderConfig, LayerSpec, NormSpec, RopeSpec
 from jaxtune.data.batch import Batch
 from jaxtune.layers.cache import empty_cache
 from jaxtune.layers.linear import LoraSpec
 from jaxtune.models.build import build
 from jaxtune.models.decoder import CausalLM, default_positions
-from jaxtune.models.gemma import Gemma2ForCausalLM
+from jaxtune.models.gemma2 import Gemma2ForCausalLM
 from jaxtune.training.step import loss, split
 
 ROPE = RopeSpec(rope_type="default", rope_theta=100.0)
@@ -30,7 +31,7 @@ CONFIG = DecoderConfig(
     hidden_activation="gelu_pytorch_tanh",
     max_position_embeddings=64,
     tie_word_embeddings=True,
-    norm=NormSpec(rms_norm_eps=1e-5, unit_offset=True, sandwich=True),
+    norm=NormSpec(rms_norm_eps=1e-5, unit_offset=True, sandwich=True, qk_norm=False),
     period=(LayerSpec(window=4, rope=ROPE), LayerSpec(window=None, rope=ROPE)),
     query_scale=0.3,
     embedding_scale=4.0,

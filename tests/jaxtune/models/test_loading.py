@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,18 +12,21 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from flax import nnx
+
 from jaxtune import FastLanguageModel
 from jaxtune.errors import (
     IncompatibleCheckpointError,
     NotBuiltYetError,
     UnsupportedModelError,
 )
-from jaxtune.models.loading import read_hf_config
+from jaxtune.models.configuration import read_hf_config
 from jaxtune.models.precision import resolve_dtype
 from tests.base_install import write_model
 from tests.families import VARIANTS
 from tests.loaded import load_base
 from tests.oracles import make_oracle, oracle_logits, random_rows
+from pallas_kernels import Unsupported
 from tests.tolerances import relative_error
 
 
@@ -55,27 +57,6 @@ def test_weights_land_in_their_layers_bit_for_bit(folder: Path) -> None:
     np.testing.assert_array_equal(
         model.model.embed_tokens.weight[...], weights["model.embed_tokens.weight"]
     )
-
-
-def test_a_hub_id_is_downloaded_with_the_callers_options(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[tuple[str, dict[str, Any]]] = []
-
-    def snapshot_download(name: str, **options: Any) -> str:
-        asked.append((name, options))
-        return str(folder)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    model, tokenizer = load("owner/name", token="secret", revision="v2", local_files_only=True)
-    ((name, options),) = asked
-    assert name == "owner/name"
-    assert options["token"] == "secret"
-    assert options["revision"] == "v2"
-    assert options["local_files_only"] is True
-    assert not any("bin" in pattern or "pt" in pattern for pattern in options["allow_patterns"])
-    assert model.carried.name_or_path == "owner/name"
-    assert model.carried.tokenizer is tokenizer
 
 
 @pytest.mark.parametrize(
@@ -153,12 +134,56 @@ def test_unknown_maths_is_refused(folder: Path, change: dict[str, Any], message:
 def test_what_is_not_built_yet_says_so(folder: Path) -> None:
     with pytest.raises(NotBuiltYetError, match="load_in_4bit=True is not built yet"):
         load(folder, load_in_4bit=True)
-    with pytest.raises(NotBuiltYetError, match="stretching the range"):
-        load(folder, max_seq_length=65)
-    with pytest.raises(NotBuiltYetError, match="'unsloth', which is not built yet"):
-        load(folder, use_gradient_checkpointing="unsloth")
+    with pytest.raises(NotBuiltYetError, match="'least', which is not built yet"):
+        load(folder, use_gradient_checkpointing="least")
+    with pytest.raises(NotBuiltYetError, match="`load_in_8bit` must be one of"):
+        load(folder, load_in_8bit=True)
+    with pytest.raises(Unsupported, match="has no 'triton'"):
+        load(folder, kernels="triton")
+    with pytest.raises(ValueError, match="`kernels` must be one of"):
+        load(folder, kernels="cuda")
     with pytest.raises(ValueError, match="`max_seq_length` must be >= 1"):
         load(folder, max_seq_length=0)
+
+
+def test_what_scripts_pass_at_a_neutral_value_is_accepted(folder: Path) -> None:
+    model, _ = load(
+        folder,
+        device_map="auto",
+        fast_inference=False,
+        load_in_8bit=False,
+        use_exact_model_name=True,
+        trust_remote_code=False,
+    )
+    options = {"loftq_config": {}, "max_seq_length": 32, "use_dora": False}
+    FastLanguageModel.get_peft_model(model, r=2, **options)
+    with pytest.raises(NotBuiltYetError, match="`loftq_config` must be one of"):
+        FastLanguageModel.get_peft_model(model, r=2, loftq_config={"bits": 4})
+
+
+def test_sixteen_bits_and_full_fine_tuning_override_four(folder: Path) -> None:
+    model, _ = load(folder, load_in_4bit=True, load_in_16bit=True, dtype="bfloat16")
+    assert model.model.layers.mlp.up_proj.weight[...].dtype == jnp.bfloat16
+    model, _ = load(folder, load_in_4bit=True, full_finetuning=True, dtype="bfloat16")
+    weight = model.model.layers.mlp.up_proj.weight
+    assert isinstance(weight, nnx.Param)
+    assert weight[...].dtype == jnp.float32
+    assert model.dtype == jnp.bfloat16
+    rows = np.array([[1, 5, 7]], np.int32)
+    base, _ = load(folder, dtype="bfloat16")
+    np.testing.assert_array_equal(model(rows), base(rows))
+    # As in Unsloth, a script that asks for an adapter anyway goes on without one.
+    assert FastLanguageModel.get_peft_model(model, r=4) is model
+    assert model.carried.adapter is None
+
+
+def test_the_seed_of_loading_is_the_adapters(folder: Path) -> None:
+    def first(seed: int, **options: Any) -> np.ndarray:
+        model = FastLanguageModel.get_peft_model(load(folder, random_state=seed)[0], r=2, **options)
+        return np.asarray(model.model.layers.mlp.up_proj.lora_A[...])
+
+    assert not np.array_equal(first(1), first(2))
+    np.testing.assert_array_equal(first(1), first(2, random_state=1))
 
 
 def test_a_folder_without_tokenizer_loads_with_a_warning(folder: Path) -> None:

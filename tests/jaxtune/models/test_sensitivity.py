@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from jaxtune.config import DecoderConfig, LayerSpec, NormSpec, RopeSpec
-from jaxtune.models.loading import load_model, read_hf_config
+from jaxtune.models.configuration import read_hf_config
+from jaxtune.models.loading import load_model
 from jaxtune.models.registry import find_family
 from tests.families import VARIANTS
 from tests.oracles import make_oracle, random_rows
@@ -95,6 +96,7 @@ REFUSALS: dict[tuple[type, str], tuple[int, Change]] = {
     (DecoderConfig, "attention_bias"): (BIASES, put(attention_bias=False)),
     (DecoderConfig, "mlp_bias"): (BIASES, put(mlp_bias=False)),
     (NormSpec, "sandwich"): (GEMMA2, norm(sandwich=False)),
+    (NormSpec, "qk_norm"): (GEMMA2, norm(qk_norm=True)),
 }
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from flax import nnx
 
-from jaxtune.adapters.inject import inject_lora, projections
+from jaxtune.adapters.inject import inject_lora
+from jaxtune.adapters.modules import projections
 from jaxtune.config import DecoderConfig, LayerSpec, NormSpec, RopeSpec
 from jaxtune.data.batch import IGNORE, Batch
 from jaxtune.layers.context import LayerContext
@@ -42,7 +43,7 @@ CONFIG = DecoderConfig(
     hidden_activation="silu",
     max_position_embeddings=32,
     tie_word_embeddings=False,
-    norm=NormSpec(rms_norm_eps=1e-5, unit_offset=False, sandwich=False),
+    norm=NormSpec(rms_norm_eps=1e-5, unit_offset=False, sandwich=False, qk_norm=False),
     period=(LayerSpec(window=None, rope=ROPE),),
     query_scale=0.5,
     embedding_scale=1.0,

@@ -1,0 +1,96 @@
+"""Reading the user's data set: what is taken, its columns, its rows a batch at a time."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from jaxtune.errors import NotBuiltYetError
+
+# Rows read, formatted and tokenised at once.
+BATCH = 1000
+
+
+def check_dataset(dataset: Any) -> None:
+    """Raise unless it is a `datasets.Dataset` or a list of mappings that holds rows.
+
+    Args:
+      dataset: What the user passed as data set.
+
+    Raises:
+      TypeError: Something else, such as a dictionary of splits.
+      NotBuiltYetError: A stream, which has no length.
+      ValueError: No rows, or a transform that runs as rows are read.
+    """
+    kind = type(dataset).__name__
+    if isinstance(dataset, Mapping):
+        raise TypeError(
+            f"`train_dataset` must be one data set; got a {kind} of {sorted(map(str, dataset))}. "
+            "Pass one split, such as dataset['train'], or datasets.Dataset.from_dict(columns)."
+        )
+    if not hasattr(dataset, "__len__") and hasattr(dataset, "__iter__"):
+        raise NotBuiltYetError(
+            f"training on a stream is not built yet: `train_dataset` must have a length; got "
+            f"{kind}. Take the rows that the run needs: list(dataset.take(n)) of a "
+            "datasets.IterableDataset, list(rows) of a generator that ends."
+        )
+    if _is_table(dataset):
+        if dataset.format["type"] == "custom":
+            raise ValueError(
+                "`train_dataset` must not have a transform that runs as rows are read "
+                "(with_transform, set_transform): its rows are read once, so a random one would "
+                "be frozen. Apply it with dataset.map(...) first."
+            )
+    elif not isinstance(dataset, Sequence) or isinstance(dataset, str | bytes):
+        raise TypeError(
+            f"`train_dataset` must be a datasets.Dataset or a list of mappings; got {kind}. Pass "
+            "the rows in a list, or datasets.Dataset.from_pandas(frame) of a data frame."
+        )
+    if not len(dataset):
+        raise ValueError("`train_dataset` must hold at least one row; got none.")
+
+
+def columns_of(dataset: Any) -> list[str]:
+    """The columns: a table's, or those of the first row of a list."""
+    if _is_table(dataset):
+        return list(dataset.column_names)
+    return list(_checked(dataset[0], 0))
+
+
+def row_batches(
+    dataset: Any, columns: Collection[str] | None = None, values: str | None = None
+) -> Iterator[tuple[int, list[Mapping[str, Any]]]]:
+    """The rows in order, some at a time.
+
+    Args:
+      dataset: One that `check_dataset` let pass.
+      columns: Those that are read of a table; None: all.
+      values: The format in which a table gives its values; None: Python's own. The format that
+        the user set, which may hide columns, does not count.
+
+    Yields:
+      The number of the first row, and up to 1,000 rows.
+    """
+    if _is_table(dataset):
+        names = [name for name in dataset.column_names if columns is None or name in columns]
+        dataset = dataset.select_columns(names).with_format(values)
+    for start in range(0, len(dataset), BATCH):
+        stop = min(start + BATCH, len(dataset))
+        if _is_table(dataset):
+            part = dataset[start:stop]
+            rows = zip(*part.values(), strict=True)
+            yield start, [dict(zip(part, row, strict=True)) for row in rows]
+        else:
+            yield start, [_checked(dataset[number], number) for number in range(start, stop)]
+
+
+def _is_table(dataset: Any) -> bool:
+    """True for a `datasets.Dataset`, told by what it can do: importing it takes a second."""
+    return hasattr(dataset, "column_names") and hasattr(dataset, "select_columns")
+
+
+def _checked(row: Any, number: int) -> Mapping[str, Any]:
+    if not isinstance(row, Mapping):
+        raise ValueError(
+            f"every row must be a mapping of column names to values; row {number} is "
+            f"{type(row).__name__}. Pass rows such as {{'text': ...}}."
+        )
+    return row

@@ -1,0 +1,77 @@
+"""The tokenised rows: cut to length, and what was done to them."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxtune.data.batch import IGNORE
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizedRows:
+    """The training rows.
+
+    Attributes:
+      rows: Token ids of each row, int32.
+      labels: Aligned with each row, int32, -100 ignored; None: the ids are the labels.
+      truncated: Rows that were cut.
+      tokens_lost: Tokens cut away.
+      eos_appended: Rows that did not end with EOS and got one.
+      dropped: Rows without one label to learn (no tokens, or all -100) after the cut, left out.
+    """
+
+    rows: list[np.ndarray]
+    labels: list[np.ndarray] | None = None
+    truncated: int = 0
+    tokens_lost: int = 0
+    eos_appended: int = 0
+    dropped: int = 0
+
+
+def cut_rows(
+    rows: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray] | None = None,
+    *,
+    max_length: int,
+    eos_appended: int = 0,
+) -> TokenizedRows:
+    """Cut each row at its end, its labels alike, and leave out what teaches nothing, as TRL does.
+
+    Args:
+      rows: Token ids of each row, int32.
+      labels: Aligned with the rows; None: the ids are the labels.
+      max_length: Longest row, tokens.
+      eos_appended: Carried into the result.
+
+    Returns:
+      The rows that are left, and the counts.
+
+    Raises:
+      ValueError: No row is left.
+    """
+    kept: list[int] = []
+    for number in range(len(rows)):
+        learned = (rows if labels is None else labels)[number][:max_length]
+        if len(learned) and (labels is None or (learned != IGNORE).any()):
+            kept.append(number)
+    if not kept:
+        raise ValueError(
+            f"at least one row must have a label to learn; all {len(rows)} rows are empty or hold "
+            f"nothing but {IGNORE} in their first {max_length} tokens. Raise the limit "
+            "(max_seq_length), or look at how the labels were made."
+        )
+    over = [len(rows[number]) - max_length for number in kept if len(rows[number]) > max_length]
+    return TokenizedRows(
+        rows=[_cut(rows[number], max_length) for number in kept],
+        labels=None if labels is None else [_cut(labels[number], max_length) for number in kept],
+        truncated=len(over),
+        tokens_lost=sum(over),
+        eos_appended=eos_appended,
+        dropped=len(rows) - len(kept),
+    )
+
+
+def _cut(row: np.ndarray, max_length: int) -> np.ndarray:
+    """A copy where something is cut: a view would keep the long row in memory."""
+    return row[:max_length].copy() if len(row) > max_length else row

@@ -1,0 +1,260 @@
+"""Writing a model: the adapter in PEFT's form, or a full checkpoint with the adapter merged in."""
+
+import contextlib
+import functools
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from flax import nnx
+from tqdm.auto import tqdm
+
+from convert import (
+    Checkpoint,
+    LazyTensor,
+    atomic,
+    cast,
+    file_name,
+    merge_linear,
+    open_checkpoint,
+    write_checkpoint,
+)
+from convert.companions import companions
+from convert.model_config import dtype_of, merged_config
+from jaxtune.adapters.counting import count_parameters
+from jaxtune.adapters.modules import Place, places
+from jaxtune.adapters.peft_form import save_adapter
+from jaxtune.errors import NotBuiltYetError
+from jaxtune.layers.linear import Linear
+from jaxtune.layers.variables import weight_of
+from jaxtune.models.decoder import CausalLM
+
+SHARD_BYTES = 5_000_000_000
+FOUR_BIT = ("merged_4bit", "merged_4bit_forced", "forced_merged_4bit")
+CARD = "README.md"
+CARD_MARK = "library_name: peft\ntags:\n- jaxtune\n"
+
+
+def save_pretrained(model: CausalLM, folder: str | Path) -> None:
+    """Write what was trained: the adapter in PEFT's form; after full fine-tuning, the model.
+
+    Args:
+      model: With something trained.
+      folder: Created if need be.
+
+    Raises:
+      ValueError: The model has neither an adapter nor trained weights.
+    """
+    if model.carried.adapter is None and count_parameters(model)[0]:
+        save_merged(model, folder, dtype=np.dtype(model.dtype))
+        return
+    save_adapter(model, folder)
+    _write_card(model, Path(folder))
+
+
+def save_pretrained_merged(
+    model: CausalLM,
+    folder: str | Path,
+    tokenizer: Any = None,
+    *,
+    save_method: str = "merged_16bit",
+    max_shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write a model under Unsloth's names of methods.
+
+    Args:
+      model: With or without an adapter.
+      folder: Created, or its checkpoint replaced when the new one is complete.
+      tokenizer: Saved beside; None: the one that the model carries.
+      save_method: "merged_16bit": a full checkpoint in bfloat16 or float16; "lora": the adapter.
+      max_shard_bytes: Largest weight file.
+
+    Raises:
+      NotBuiltYetError: A 4-bit method.
+      ValueError: Another method.
+    """
+    tokenizer = tokenizer if tokenizer is not None else model.carried.tokenizer
+    if save_method == "lora":
+        save_pretrained(model, folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(folder))
+        return
+    if save_method in FOUR_BIT:
+        raise NotBuiltYetError(
+            f"save_method={save_method!r} is not built yet; pass 'merged_16bit' and quantise "
+            "the folder elsewhere."
+        )
+    if save_method != "merged_16bit":
+        raise ValueError(f"`save_method` must be 'merged_16bit' or 'lora'; got {save_method!r}.")
+    save_merged(model, folder, tokenizer, dtype=half_dtype(model), max_shard_bytes=max_shard_bytes)
+
+
+def half_dtype(model: CausalLM) -> np.dtype:
+    """The dtype of merged_16bit: the model's if it has 16 bits, its checkpoint's, or bfloat16."""
+    if model.dtype.itemsize == 2:
+        return np.dtype(model.dtype)
+    config = model.carried.config_json
+    return np.dtype(ml_dtypes.bfloat16) if config is None else dtype_of(config)
+
+
+def save_merged(
+    model: CausalLM,
+    folder: str | Path,
+    tokenizer: Any = None,
+    *,
+    dtype: np.dtype,
+    max_shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write a full Hugging Face checkpoint: every tensor is RNE(W + s B A), one in host memory.
+
+    The names are those of the folder that the model came from; its vision tensors, generation
+    settings and tokenizer go along.
+
+    Args:
+      model: With or without an adapter.
+      folder: Created, or its checkpoint replaced when the new one is complete.
+      tokenizer: Takes the place of the base's.
+      dtype: Of every float tensor.
+      max_shard_bytes: Largest weight file.
+
+    Raises:
+      ValueError: The model has no config.json, or `folder` is the base's own.
+    """
+    folder, carried = Path(folder), model.carried
+    if carried.config_json is None:
+        raise ValueError(
+            "a checkpoint needs a config.json; this model was built without one. Set "
+            "model.carried.config_json to the transformers configuration."
+        )
+    if carried.folder is not None and folder.resolve() == carried.folder.resolve():
+        raise ValueError(
+            f"a merged model must not replace its own base; got {folder}. Choose another folder."
+        )
+    tied = model.config.tie_word_embeddings
+    untied = not tied and carried.hf_config.get("tie_word_embeddings", True)
+    with contextlib.ExitStack() as stack:
+        base = None
+        if carried.folder is not None:
+            base = stack.enter_context(open_checkpoint(carried.folder))
+        own = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(own))
+        tensors = _tensors(model, dtype, base)
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        bar = stack.enter_context(
+            tqdm(total=total, desc="writing weights", unit="B", unit_scale=True)
+        )
+        write_checkpoint(
+            folder,
+            tensors,
+            merged_config(carried.config_json, dtype, untied=untied),
+            max_shard_bytes=max_shard_bytes,
+            copied=companions(carried.folder or own, own),
+            progress=functools.partial(_advance, bar),
+        )
+
+
+def _advance(bar: tqdm, _: str, size: int) -> None:
+    bar.update(size)
+
+
+def _tensors(model: CausalLM, dtype: np.dtype, base: Checkpoint | None) -> dict[str, LazyTensor]:
+    """Every tensor of the merged checkpoint by its name in the files, not yet computed."""
+    held = frozenset() if base is None else frozenset(base.names)
+    tensors = {}
+    for place in places(model):
+        for layer, name in enumerate(place.names):
+            index = layer if place.stacked else None
+            for part, value in _parts(place, index, dtype):
+                full = f"{name}.{part}"
+                tensors[file_name(full, held) or _new_name(full, held)] = value
+    if base is not None:
+        for name in base.names:
+            if name.startswith(model.other_parts):
+                read = functools.partial(_read_other, base, name, dtype)
+                tensors[name] = LazyTensor(shape=base.info(name).shape, dtype=dtype, read=read)
+    return tensors
+
+
+def _new_name(name: str, held: frozenset[str]) -> str:
+    """The name of a tensor that the base does not have: a head that left its tie."""
+    return f"language_model.{name}" if any(n.startswith("language_model.") for n in held) else name
+
+
+def _parts(place: Place, layer: int | None, dtype: np.dtype) -> Iterator[tuple[str, LazyTensor]]:
+    """A module's weight and bias, of one layer of it."""
+    module: Any = place.module
+    shape = weight_of(module, True).shape
+    shape = shape if layer is None else shape[1:]
+    read = functools.partial(_merged_weight, module, layer, dtype)
+    yield "weight", LazyTensor(shape=shape, dtype=dtype, read=read)
+    if getattr(module, "bias", None) is not None:
+        read = functools.partial(_slice, module.bias.get_value(), layer, dtype)
+        yield "bias", LazyTensor(shape=shape[:1], dtype=dtype, read=read)
+
+
+def _slice(stack: Any, layer: int | None, dtype: np.dtype) -> np.ndarray:
+    return cast(np.asarray(stack if layer is None else stack[layer]), dtype)
+
+
+def _merged_weight(module: nnx.Module, layer: int | None, dtype: np.dtype) -> np.ndarray:
+    """One layer's W + s B A, rounded once."""
+    stack = weight_of(module, True)
+    weight = np.asarray(stack if layer is None else stack[layer])
+    if not isinstance(module, Linear) or module.lora is None or layer is None:
+        return cast(weight, dtype)
+    rank, scale = module.lora.ranks[layer], module.lora.scales[layer]
+    a = np.asarray(module.lora_A[...][layer, :rank])
+    b = np.asarray(module.lora_B[...][layer, :, :rank])
+    return merge_linear(weight, a, b, scale, dtype)
+
+
+def _read_other(base: Checkpoint, name: str, dtype: np.dtype) -> np.ndarray:
+    return cast(base.read(name), dtype)
+
+
+def _write_card(model: CausalLM, folder: Path) -> None:
+    """Say in the adapter's README how to load it; a README that is not ours stays."""
+    path = folder / CARD
+    if path.is_file() and CARD_MARK not in path.read_text(encoding="utf-8"):
+        return
+    with atomic(path) as temporary:
+        temporary.write_text(_card(model.carried.name_or_path, model.carried.base_changes), "utf-8")
+
+
+def _card(base: str, changes: Mapping[str, Any]) -> str:
+    loading = f'base = AutoModelForCausalLM.from_pretrained("{base}")'
+    imported, note = "AutoModelForCausalLM", ""
+    if changes:
+        imported = "AutoConfig, AutoModelForCausalLM"
+        loading = "\n".join(
+            [
+                f'config = AutoConfig.from_pretrained("{base}")',
+                *(f"config.get_text_config().{key} = {value!r}" for key, value in changes.items()),
+                f'base = AutoModelForCausalLM.from_pretrained("{base}", config=config)',
+            ]
+        )
+        note = (
+            "\nThe base's position range was stretched for this adapter. Load the base with the\n"
+            "values above, or its logits are not those of the training.\n"
+        )
+    return f"""---
+base_model: {json.dumps(base)}
+{CARD_MARK}---
+
+# LoRA adapter for {base}
+
+Trained with jaxtune.
+
+```python
+from peft import PeftModel
+from transformers import {imported}
+
+{loading}
+model = PeftModel.from_pretrained(base, "path/to/this/folder")
+```
+{note}"""

@@ -1,0 +1,29 @@
+"""Which backends the ops have: looked at before a model is loaded, not at the first call."""
+
+from pallas_kernels.attention.api import BACKENDS as ATTENTION
+from pallas_kernels.cross_entropy.api import BACKENDS as CROSS_ENTROPY
+from pallas_kernels.dispatch import REQUESTS, Unsupported
+
+OPS = {"attention": ATTENTION, "linear_cross_entropy": CROSS_ENTROPY}
+
+
+def check_backend(requested: str) -> None:
+    """Raise if a forced backend is one that some op does not have.
+
+    Args:
+      requested: "auto", "xla", "triton" or "interpret".
+
+    Raises:
+      ValueError: Another name.
+      Unsupported: An op has no backend of that name.
+    """
+    if requested not in REQUESTS:
+        raise ValueError(f"`kernels` must be one of {', '.join(REQUESTS)}; got {requested!r}.")
+    if requested == "auto":
+        return
+    lacking = [op for op, backends in OPS.items() if requested not in {b.name for b in backends}]
+    if lacking:
+        raise Unsupported(
+            f"every op must have the forced backend; {', '.join(lacking)} has no "
+            f"{requested!r}. Pass kernels='auto'."
+        )
