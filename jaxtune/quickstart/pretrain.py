@@ -10,13 +10,9 @@ from typing import Any
 
 import numpy as np
 import tyro
-from flax import nnx
-from transformers import GenerationConfig, LlamaConfig
+from transformers import LlamaConfig
 
-from convert import write_safetensors
 from jaxtune import SFTConfig, SFTTrainer, runtime
-from jaxtune import functional as F
-from jaxtune.adapters.peft_form import PREFIX
 from jaxtune.console import say
 from jaxtune.language_model import LanguageModel, with_verbs
 from jaxtune.models.build import build
@@ -36,7 +32,7 @@ IGNORE = -100
 def new_model(seed: int) -> LanguageModel:
     """A Llama with random weights, every leaf trained, and its tokenizer."""
     tokenizer = character_tokenizer(RANGE)
-    hf_config = LlamaConfig(
+    llama = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=176,
@@ -51,11 +47,18 @@ def new_model(seed: int) -> LanguageModel:
         eos_token_id=tokenizer.eos_token_id,
         architectures=["LlamaForCausalLM"],
         dtype="bfloat16",
-    ).to_dict()
+    )
+    hf_config = llama.to_dict()
     family = with_verbs(LlamaForCausalLM)
     config = family.config_from_hf(hf_config)
     model = build(family, config, "random", seed=seed, initializer_range=0.05)
-    model.carried = Carried(tokenizer=tokenizer, hf_config=hf_config, max_seq_length=ROW)
+    model.carried = Carried(
+        tokenizer=tokenizer,
+        hf_config=hf_config,
+        config_json=llama.to_diff_dict(),
+        max_seq_length=ROW,
+        full_finetuning=True,
+    )
     model.model.remat = "none"
     return model
 
@@ -73,20 +76,6 @@ def examples(tokenizer: Any, count: int, seed: int) -> list[dict[str, list[int]]
         after = [*answer, tokenizer.eos_token_id]
         rows.append({"input_ids": before + after, "labels": [IGNORE] * len(before) + after})
     return rows
-
-
-def write_model(model: LanguageModel, folder: Path) -> None:
-    """Write configuration, bfloat16 weights and tokenizer as Hugging Face's libraries read them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        name.removeprefix(PREFIX): np.asarray(value.astype("bfloat16"))
-        for name, value in F.peft_names(nnx.state(model, nnx.Param)).items()
-    }
-    write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
-    config = LlamaConfig.from_dict(model.carried.hf_config)
-    config.save_pretrained(folder)
-    GenerationConfig.from_model_config(config).save_pretrained(folder)
-    model.carried.tokenizer.save_pretrained(folder)
 
 
 def pretrain(out: Path, /, *, steps: int = 2500, seed: int = 0) -> LanguageModel:
@@ -117,7 +106,7 @@ def pretrain(out: Path, /, *, steps: int = 2500, seed: int = 0) -> LanguageModel
         ),
     )
     trainer.train()
-    write_model(model, out)
+    model.save_pretrained_merged(out)
     return model
 
 
