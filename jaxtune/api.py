@@ -10,6 +10,7 @@ from jaxtune.adapters.create import create_adapter
 from jaxtune.adapters.targets import PROJECTIONS
 from jaxtune.errors import NotBuiltYetError
 from jaxtune.language_model import LanguageModel
+from jaxtune.models.placement import data_mesh
 from jaxtune.models.run import Remat
 from jaxtune.pretrained import Range, Source, load_pretrained
 from pallas_kernels import check_backend
@@ -81,6 +82,7 @@ class FastLanguageModel:
         text_only: bool = False,
         *,
         kernels: str = "auto",
+        mesh: Any = None,
         local_files_only: bool = False,
     ) -> tuple[LanguageModel, Any]:
         """Load a model and its tokenizer from a folder or a hub id.
@@ -120,6 +122,8 @@ class FastLanguageModel:
           unsloth_tiled_mlp: False.
           text_only: Either; of a multimodal folder the text part is loaded.
           kernels: Backend of every op: "auto" or "xla".
+          mesh: Of one axis: every device gets the weights, and a step's rows are split over them,
+            `per_device_train_batch_size` each. None: one device.
           local_files_only: Use the hub's cache and no network.
 
         Returns:
@@ -164,6 +168,7 @@ class FastLanguageModel:
             ),
             Range(max_seq_length=max_seq_length, rope_scaling=rope_scaling),
             dtype=dtype,
+            mesh=data_mesh(mesh),
             fix_tokenizer=fix_tokenizer,
             full_finetuning=full_finetuning,
         )

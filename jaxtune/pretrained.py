@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
 from convert import Adapter, read_adapter
@@ -86,6 +87,7 @@ def load_pretrained(
     range_: Range,
     *,
     dtype: Any = None,
+    mesh: Mesh | None = None,
     fix_tokenizer: bool = True,
     full_finetuning: bool = False,
 ) -> tuple[LanguageModel, Any]:
@@ -95,6 +97,7 @@ def load_pretrained(
       source: Of the model, or of an adapter, whose base is loaded and which is attached trainable.
       range_: Row length and RoPE scaling.
       dtype: Of weights and activations; see `resolve_dtype`.
+      mesh: Devices that each get the weights; None: one device.
       fix_tokenizer: Give the tokenizer a pad token of its own where it has none.
       full_finetuning: Train every weight, in float32.
 
@@ -115,7 +118,7 @@ def load_pretrained(
     if setting.line is not None:
         tqdm.write(setting.line)
     tokenizer = _load_tokenizer((adapter_folder, folder), setting, fix_tokenizer)
-    model = load_model(folder, setting.model_class, setting.config, dtype=compute_dtype)
+    model = load_model(folder, setting.model_class, setting.config, dtype=compute_dtype, mesh=mesh)
     model.carried = Carried(
         tokenizer=tokenizer,
         name_or_path=source.name,
@@ -123,6 +126,7 @@ def load_pretrained(
         config_json=setting.config_json,
         folder=folder,
         base_changes=setting.changes,
+        mesh=mesh,
         max_seq_length=range_.max_seq_length or setting.config.max_position_embeddings,
     )
     if full_finetuning:

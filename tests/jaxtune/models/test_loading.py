@@ -237,10 +237,10 @@ def test_shards_load_and_damaged_ones_are_refused(folder: Path) -> None:
     np.testing.assert_array_equal(load(folder)[0](rows), whole(rows))
     data = files[1].read_bytes()
     files[1].write_bytes(data[:-7])
-    with pytest.raises(ValueError, match="must fill the file; got .* bytes of data; wanted"):
+    with pytest.raises(ValueError, match=r"must fill the file; got .* bytes of data; wanted"):
         load(folder)
     files[1].write_bytes(data[:20])
-    with pytest.raises(ValueError, match="header .* must fit in the file"):
+    with pytest.raises(ValueError, match=r"header .* must fit in the file"):
         load(folder)
     files[1].unlink()
     with pytest.raises(ValueError, match=r"model-00002-of-00002\.safetensors must exist"):
