@@ -4,12 +4,16 @@ from collections.abc import Callable
 
 import optax
 
+from jaxtune.optim.decay import decay_mask
+
 
 def _adamw(
     learning_rate: optax.Schedule, b1: float, b2: float, eps: float, weight_decay: int | float
 ) -> optax.GradientTransformation:
     """AdamW; optax's update equals torch's: p (1 - lr wd) - lr m_hat / (sqrt(v_hat) + eps)."""
-    return optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+    return optax.adamw(
+        learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decay_mask
+    )
 
 
 def _sgd(
@@ -17,7 +21,9 @@ def _sgd(
 ) -> optax.GradientTransformation:
     """Plain SGD with torch's coupled decay: p - lr (g + wd p); b1, b2 and eps have no part."""
     del b1, b2, eps
-    return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate))
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, decay_mask), optax.sgd(learning_rate)
+    )
 
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
@@ -44,7 +50,7 @@ def create_optimizer(
       b1: Decay of the first moment.
       b2: Decay of the second moment.
       eps: Added to the root of the second moment.
-      weight_decay: Decoupled for AdamW.
+      weight_decay: Decoupled for AdamW; biases and norms are spared, see `decay_mask`.
 
     Returns:
       An optax transformation.

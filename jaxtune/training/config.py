@@ -1,8 +1,10 @@
 """The options of a training run, under TRL's names; imports no jax."""
 
 import dataclasses
+import os
 
 DEFAULT_WARMUP = 0.1  # of all steps
+SAVE_STRATEGIES = ("no", "steps", "epoch")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -13,8 +15,9 @@ class SFTConfig:
     yet, so it is "adamw_torch".
 
     Attributes:
-      output_dir: Where `SFTTrainer.save_model` writes; created then.
+      output_dir: Where checkpoints and `SFTTrainer.save_model` write; None: nowhere.
       dataset_text_field: Text column of the data set.
+      dataset_num_proc: Threads that tokenise; None: the data layer's choice.
       max_length: Longest row in tokens; None: the model's `max_seq_length`.
       max_seq_length: The older name of `max_length`.
       per_device_train_batch_size: Rows a micro-batch.
@@ -33,12 +36,17 @@ class SFTConfig:
       adam_epsilon: Added to the root of the second moment.
       max_grad_norm: Gradients are scaled down to this global norm; 0 turns it off.
       logging_steps: Steps between two log records.
-      seed: Of the data order and dropout.
+      save_strategy: When `output_dir/checkpoint-{step}` is written: "no", "steps" (every
+        `save_steps`, and after the last step) or "epoch"; None: "steps" where `output_dir` is
+        given, else "no".
+      save_steps: Steps between two checkpoints; below 1 it is a share of all steps.
+      seed: Of the data order, of dropout, and of an adapter that the trainer makes.
       disable_tqdm: No progress bar.
     """
 
-    output_dir: str = "outputs"
+    output_dir: str | os.PathLike[str] | None = None
     dataset_text_field: str = "text"
+    dataset_num_proc: int | None = None
     max_length: int | None = None
     max_seq_length: int | None = None
     per_device_train_batch_size: int = 4
@@ -56,6 +64,8 @@ class SFTConfig:
     adam_epsilon: int | float = 1e-8
     max_grad_norm: int | float = 1.0
     logging_steps: int = 1
+    save_strategy: str | None = None
+    save_steps: int | float = 500
     seed: int = 3407
     disable_tqdm: bool = False
 
@@ -66,12 +76,13 @@ class SFTConfig:
             "gradient_accumulation_steps",
             "num_train_epochs",
             "logging_steps",
+            "save_steps",
         ):
             _check(name, getattr(self, name), getattr(self, name) > 0, "> 0")
         for name in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "seed"):
             _check(name, getattr(self, name), getattr(self, name) >= 0, ">= 0")
         _check("max_steps", self.max_steps, self.max_steps == -1 or self.max_steps > 0, "> 0 or -1")
-        for name in ("max_length", "max_seq_length"):
+        for name in ("max_length", "max_seq_length", "dataset_num_proc"):
             value = getattr(self, name)
             _check(name, value, value is None or value > 0, "> 0 or None")
         if None not in (self.max_length, self.max_seq_length) and (
@@ -85,6 +96,35 @@ class SFTConfig:
         for name in ("adam_beta1", "adam_beta2", "warmup_ratio"):
             value = getattr(self, name)
             _check(name, value, value is None or 0 <= value < 1, "in [0, 1)")
+        self._check_saving()
+
+    def _check_saving(self) -> None:
+        """Check that what is to be saved has a time and a place."""
+        step = self.save_steps
+        _check("save_steps", step, step < 1 or step % 1 == 0, "whole, or a share below 1")
+        if self.save_strategy not in (*SAVE_STRATEGIES, None):
+            raise ValueError(
+                f"`save_strategy` must be one of {SAVE_STRATEGIES} or None; got "
+                f"{self.save_strategy!r}."
+            )
+        if self.saves != "no" and self.output_dir is None:
+            raise ValueError(
+                f"`save_strategy`={self.save_strategy!r} needs `output_dir`; got None. "
+                "Pass output_dir=, or save_strategy='no'."
+            )
+
+    @property
+    def saves(self) -> str:
+        """When checkpoints are written: `save_strategy`, or what `output_dir` implies."""
+        if self.save_strategy is not None:
+            return self.save_strategy
+        return "no" if self.output_dir is None else "steps"
+
+    def save_interval(self, total_steps: int) -> int:
+        """Steps between two checkpoints; a share is rounded up, as transformers does."""
+        if self.save_steps < 1:
+            return _share(self.save_steps, total_steps)
+        return int(self.save_steps)
 
     @property
     def row_limit(self) -> int | None:

@@ -17,7 +17,7 @@ class Log:
     def __init__(
         self,
         state: TrainerState,
-        schedule: optax.Schedule,
+        schedule: optax.Schedule | None,
         args: SFTConfig,
         tell: Callable[[dict[str, float]], None],
     ) -> None:
@@ -25,7 +25,7 @@ class Log:
 
         Args:
           state: Gets the records in its `log_history`.
-          schedule: For the learning rate of a record.
+          schedule: For the learning rate of a record; None: a record has none.
           args: `logging_steps` and `disable_tqdm`.
           tell: Called with each record.
         """
@@ -37,6 +37,8 @@ class Log:
         self.waiting: tuple[int, float, int, dict[str, jax.Array]] | None = None
         self.losses: list[float] = []
         self.logged = 0
+        self.forced = False
+        self.last: tuple[int, float, float] = (0, 0.0, 0.0)
 
     def write(self, line: str) -> None:
         """Print a line."""
@@ -47,6 +49,13 @@ class Log:
         self.flush()
         self.waiting = (self.state.global_step, self.state.epoch, tokens, metrics)
 
+    def force(self) -> None:
+        """Make a record of the last step, whatever its number."""
+        if self.waiting is not None:
+            self.forced = True
+        elif self.logged < len(self.losses):
+            self._record()
+
     def flush(self) -> None:
         """Read the step that is waiting; blocks until the device has finished it."""
         if self.waiting is None:
@@ -54,16 +63,20 @@ class Log:
         number, epoch, tokens, metrics = self.waiting
         self.waiting = None
         self.losses.append(float(metrics["loss"]))
+        self.last = (number, epoch, float(metrics["grad_norm"]))
         self.progress.step(tokens)
-        if number % self.args.logging_steps and number != self.state.max_steps:
-            return
-        record = {
-            "loss": float(np.mean(self.losses[self.logged :])),
-            "grad_norm": float(metrics["grad_norm"]),
-            "learning_rate": float(np.asarray(self.schedule(number - 1))),
-            "epoch": round(epoch, 4),
-            "step": number,
-        }
+        due = number % self.args.logging_steps == 0 or number == self.state.max_steps
+        if due or self.forced:
+            self._record()
+
+    def _record(self) -> None:
+        """The record of the last step read, over the steps since the record before."""
+        number, epoch, grad_norm = self.last
+        record = {"loss": float(np.mean(self.losses[self.logged :])), "grad_norm": grad_norm}
+        if self.schedule is not None:
+            record["learning_rate"] = float(np.asarray(self.schedule(number - 1)))
+        record |= {"epoch": round(epoch, 4), "step": number}
+        self.forced = False
         self.logged = len(self.losses)
         self.state.log_history.append(record)
         self.progress.show(record["loss"])

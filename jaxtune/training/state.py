@@ -23,18 +23,30 @@ class TrainOutput(NamedTuple):
 class TrainerState:
     """Where the run stands; changed by the trainer, read by callbacks.
 
+    The fields, and so the keys of `trainer_state.json`, are transformers'; those of evaluation and
+    of searches keep transformers' defaults.
+
     Attributes:
       epoch: Passes over the data so far.
       global_step: Optimizer steps made.
       max_steps: Optimizer steps to make.
       num_train_epochs: Passes to make.
       logging_steps: Steps between log records.
+      eval_steps: Steps between evaluations.
+      save_steps: Steps between checkpoints.
       train_batch_size: Rows a micro-batch.
       num_input_tokens_seen: Tokens trained on, padding left out.
       total_flos: Floating-point operations, 6 x parameters x tokens.
       log_history: The log records, oldest first.
+      best_metric: Of the best evaluation.
+      best_global_step: Step of the best evaluation.
+      best_model_checkpoint: Folder of the best evaluation.
       is_local_process_zero: This process prints.
       is_world_process_zero: This process writes.
+      is_hyper_param_search: This run is one of a search.
+      trial_name: Name in the search.
+      trial_params: Options that the search chose.
+      stateful_callbacks: What callbacks ask to be saved.
     """
 
     epoch: float = 0.0
@@ -42,54 +54,73 @@ class TrainerState:
     max_steps: int = 0
     num_train_epochs: int = 0
     logging_steps: int = 1
+    eval_steps: int = 500
+    save_steps: int = 500
     train_batch_size: int = 0
     num_input_tokens_seen: int = 0
     total_flos: float = 0.0
     log_history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    best_metric: float | None = None
+    best_global_step: int | None = None
+    best_model_checkpoint: str | None = None
     is_local_process_zero: bool = True
     is_world_process_zero: bool = True
+    is_hyper_param_search: bool = False
+    trial_name: str | None = None
+    trial_params: dict[str, Any] | None = None
+    stateful_callbacks: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class TrainerControl:
-    """What a callback may ask of the trainer.
+    """What a callback may ask of the trainer; setting anything else is an error.
 
     Attributes:
       should_training_stop: End the run after this step.
+      should_log: Make a log record of this step.
+      should_save: Write a checkpoint after this step, or after this epoch from `on_epoch_end`.
     """
 
     should_training_stop: bool = False
+    should_log: bool = False
+    should_save: bool = False
 
 
 class TrainerCallback:
     """Base of callbacks, with transformers' method names.
 
     Each method gets the options, the state and the control, and by keyword what goes with it; an
-    override takes `**kwargs` for what it does not use. The model's variables hold the arrays of
-    the step just made: generating and saving are safe at any call.
+    override takes `**kwargs` for what it does not use, and may return a control that replaces the
+    trainer's. The model's variables hold the arrays of the step just made: generating and saving
+    are safe at any call.
     """
 
     def on_train_begin(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    ) -> TrainerControl | None:
         """Before the first step."""
 
     def on_step_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    ) -> TrainerControl | None:
         """After an optimizer step; its loss is not known on the host yet."""
 
     def on_log(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    ) -> TrainerControl | None:
         """After a log record; `logs` is that record."""
+
+    def on_save(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl | None:
+        """After a checkpoint was written to `output_dir/checkpoint-{global_step}`."""
 
     def on_epoch_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """After a pass over the data."""
+    ) -> TrainerControl | None:
+        """After a pass over the data, or the part of it that the last step ended."""
 
     def on_train_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    ) -> TrainerControl | None:
         """After the last step."""

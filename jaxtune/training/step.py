@@ -101,8 +101,8 @@ def window_gradient(
 ) -> tuple[nnx.State, Float[Array, ""], Int[Array, ""]]:
     """Gradient of the window's mean loss, that loss, and its token count.
 
-    The gradients of the micro-batches' loss sums are added up and divided once by the tokens of
-    the whole window, so the result does not depend on how the window is cut.
+    The gradients of the micro-batches' loss sums are added up, in float32 or wider, and divided
+    once by the tokens of the whole window, so the result does not depend on how the window is cut.
 
     Args:
       graphdef: From `split`.
@@ -112,7 +112,7 @@ def window_gradient(
       accumulation: Micro-batches to cut it into, in order.
 
     Returns:
-      (gradient, mean loss, token count).
+      (gradient, mean loss, token count); the gradient of a leaf is float32 at least.
     """
     value_and_grad = jax.value_and_grad(loss, argnums=1, has_aux=True)
 
@@ -123,13 +123,18 @@ def window_gradient(
         return jax.tree.map(jnp.add, total, (gradient, loss_sum, count)), None
 
     start = (
-        jax.tree.map(jnp.zeros_like, trainable),
+        jax.tree.map(lambda p: jnp.zeros(p.shape, _wide(p)), trainable),
         jnp.zeros((), jnp.float32),
         jnp.zeros((), jnp.int32),
     )
     (gradient, loss_sum, count), _ = jax.lax.scan(micro_step, start, _cut(batch, accumulation))
     tokens = jnp.maximum(count, 1)
     return jax.tree.map(lambda g: g / tokens, gradient), loss_sum / tokens, count
+
+
+def _wide(leaf: jax.Array) -> jnp.dtype:
+    """The dtype that sums of a leaf's gradients are kept in."""
+    return jnp.promote_types(leaf.dtype, jnp.float32)
 
 
 def _cut(batch: Batch, accumulation: int) -> Batch:
@@ -202,6 +207,8 @@ def make_train_step(
         norm = optax.tree.norm(gradient)
         if max_grad_norm:
             gradient = clip_by_global_norm(gradient, norm, max_grad_norm)
+        # An optimizer's state has its leaf's dtype, and keeps it if the gradient has it too.
+        gradient = jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, trainable)
         updates, opt_state = tx.update(gradient, opt_state, trainable)
         metrics = {"loss": mean_loss, "grad_norm": norm, "tokens": tokens}
         # optax's annotation forgets that the tree it returns is of the kind that it was given.

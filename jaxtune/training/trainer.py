@@ -3,8 +3,7 @@
 import dataclasses
 import math
 import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,85 +14,137 @@ from flax import nnx
 
 from jaxtune import runtime
 from jaxtune.adapters.counting import count_parameters
-from jaxtune.adapters.peft_form import save_adapter
 from jaxtune.data.collate import Window, bucket_lengths, windows, windows_per_epoch
-from jaxtune.data.tokenize import TokenizedRows, tokenize_text
-from jaxtune.errors import NotBuiltYetError
-from jaxtune.models.decoder import CausalLM
+from jaxtune.data.tokenize import tokenize_dataset
+from jaxtune.language_model import LanguageModel
+from jaxtune.models.placement import devices_of, split_rows
 from jaxtune.optim.registry import create_optimizer
 from jaxtune.optim.schedules import create_schedule
+from jaxtune.training.checkpoint import save_is_due, write_checkpoint
 from jaxtune.training.config import SFTConfig
+from jaxtune.training.inputs import (
+    Optimizers,
+    check_rows,
+    checked_args,
+    checked_optimizers,
+    checked_transformation,
+    one_tokenizer,
+    ready_model,
+    refuse_unbuilt,
+    row_limit,
+)
 from jaxtune.training.interrupt import deferred_interrupt
 from jaxtune.training.log import Log
-from jaxtune.training.state import TrainerCallback, TrainerControl, TrainerState, TrainOutput
+from jaxtune.training.state import TrainerControl, TrainerState, TrainOutput
 from jaxtune.training.step import make_train_step, split
 
 
 class SFTTrainer:
-    """Fine-tunes a model's adapters on a text column.
+    """Fine-tunes what is trainable in a model: adapters, or all of it.
 
     Loss: sum of token losses over the tokens of the whole accumulation window. Rows in the order
     of the Hugging Face trainer. After each step the new arrays are bound to the model, so that it
     can generate and be saved at any moment.
 
     Attributes:
-      model: The model; its adapters change as the run goes on.
+      model: The model; what is trained in it changes as the run goes on.
       args: The options.
       state: Where the run stands.
       train_dataset: The tokenised rows.
+      optimizer: The optax transformation of the run, from `create_optimizer`.
+      lr_scheduler: The schedule that records of the learning rate come from; None: unknown.
     """
 
     def __init__(  # noqa: PLR0913  TRL's face: scripts written for it pass these names.
         self,
-        model: CausalLM,
-        *,
-        train_dataset: Sequence[Mapping[str, Any]],
+        model: LanguageModel | str | Path,
         args: SFTConfig | None = None,
-        tokenizer: Any = None,
+        data_collator: Callable[..., Any] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
         processing_class: Any = None,
-        callbacks: Sequence[TrainerCallback] | None = None,
+        *,
+        compute_metrics: Callable[..., Any] | None = None,
+        callbacks: Sequence[Any] | None = None,
+        optimizers: Optimizers = (None, None),
+        peft_config: Any = None,
+        formatting_func: Callable[..., Any] | None = None,
+        tokenizer: Any = None,
         dataset_text_field: str | None = None,
         max_seq_length: int | None = None,
         packing: bool | None = None,
+        dataset_num_proc: int | None = None,
     ) -> None:
-        """Tokenise the data set and check that the run can work; nothing is compiled yet.
+        """Check the request, then load, adapt and tokenise; nothing is compiled yet.
+
+        Positional up to `processing_class`, as in TRL.
 
         Args:
-          model: From `FastLanguageModel.get_peft_model`.
-          train_dataset: A `datasets.Dataset` or a list of mappings.
+          model: With something to train; or a hub id or folder, loaded in 16 bits and, without
+            `peft_config`, fully fine-tuned.
           args: The options; None: the defaults.
-          tokenizer: None: the one that was loaded with the model.
+          data_collator: Not built yet.
+          train_dataset: A `datasets.Dataset` or a list of mappings.
+          eval_dataset: Not built yet.
           processing_class: TRL's newer name of `tokenizer`.
-          callbacks: Called as the run goes on.
+          compute_metrics: Not built yet.
+          callbacks: `TrainerCallback`s, ours or transformers', called as the run goes on.
+          optimizers: An optax transformation to train with, and the schedule that the learning
+            rate of log records comes from. Without a transformation it is made of the options,
+            with the schedule if there is one; with a transformation alone records have no rate.
+          peft_config: A peft `LoraConfig` or a dict of its fields: the model gets that adapter,
+            its first values drawn by `args.seed`.
+          formatting_func: Makes the text of a row.
+          tokenizer: None: the one that was loaded with the model.
           dataset_text_field: Overrides the option of this name.
           max_seq_length: Overrides `args.max_length`; tokens.
           packing: False or None; packing is not built yet.
+          dataset_num_proc: Overrides the option of this name; threads.
 
         Raises:
-          ValueError: Nothing to train, no tokenizer, or rows without the text column.
-          NotBuiltYetError: `packing=True`.
+          ValueError: Nothing to train, no tokenizer, no rows, or rows without the text column.
+          TypeError: `args`, `optimizers` or `peft_config` is of a wrong type.
+          NotBuiltYetError: What is marked so above was asked for.
         """
-        if packing:
-            raise NotBuiltYetError("packing=True is not built yet; pass packing=False.")
-        self.model = model
-        self.args = args or SFTConfig()
-        self.tokenizer = _one_tokenizer(tokenizer, processing_class, model)
+        refuse_unbuilt(
+            {
+                "eval_dataset": eval_dataset,
+                "data_collator": data_collator,
+                "compute_metrics": compute_metrics,
+                "packing": packing,
+            }
+        )
+        self.args = checked_args(args)
+        self._given_optimizers = checked_optimizers(optimizers, self.args)
+        self.optimizer, self.lr_scheduler = self._given_optimizers
+        if train_dataset is None:
+            raise ValueError(
+                "`train_dataset` must be given; got None. "
+                "Pass a datasets.Dataset or a list of mappings, [{'text': ...}, ...]."
+            )
         self.callbacks = list(callbacks or ())
         self.state = TrainerState()
         self.control = TrainerControl()
-        if not count_parameters(model)[0]:
-            raise ValueError(
-                "the model must have something to train; every parameter is frozen. "
-                "Call FastLanguageModel.get_peft_model(model, r=16) first."
-            )
-        self.max_length = _row_limit(self.args, max_seq_length, model)
-        self.train_dataset = tokenize_text(
+        limit = max_seq_length if max_seq_length is not None else self.args.row_limit
+        self.model = ready_model(model, peft_config, limit, self.args.seed)
+        self.tokenizer = one_tokenizer(tokenizer, processing_class, self.model)
+        self.max_length = row_limit(limit, self.model)
+        self.train_dataset = tokenize_dataset(
             train_dataset,
             self.tokenizer,
-            text_field=dataset_text_field or self.args.dataset_text_field,
+            text_field=self.args.dataset_text_field
+            if dataset_text_field is None
+            else dataset_text_field,
+            formatting_func=formatting_func,
             max_length=self.max_length,
+            threads=self.args.dataset_num_proc if dataset_num_proc is None else dataset_num_proc,
         )
-        _check_ids(self.train_dataset, model.config.vocab_size)
+        check_rows(self.train_dataset, self.model.config.vocab_size)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a micro-batch, on all devices."""
+        return self.args.per_device_train_batch_size * devices_of(self.model.carried.mesh)
 
     def train(self) -> TrainOutput:
         """Run to the end, or to the first callback that asks to stop.
@@ -103,7 +154,7 @@ class SFTTrainer:
         """
         runtime.use_compile_cache()
         args, rows = self.args, self.train_dataset.rows
-        size = (args.per_device_train_batch_size, args.gradient_accumulation_steps)
+        size = (self.batch_size, args.gradient_accumulation_steps)
         per_epoch = windows_per_epoch(len(rows), *size)
         total = (
             args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
@@ -112,14 +163,14 @@ class SFTTrainer:
             max_steps=total,
             num_train_epochs=math.ceil(total / per_epoch),
             logging_steps=args.logging_steps,
+            save_steps=args.save_interval(total),
             train_batch_size=args.per_device_train_batch_size,
         )
         self.control = TrainerControl()
-        schedule = create_schedule(
-            args.lr_scheduler_type, args.learning_rate, args.warmup(total), total
-        )
-        tx = self.create_optimizer(schedule)
-        log = Log(self.state, schedule, args, self._tell_log)
+        tx = self._prepare_optimizer(total)
+        if args.saves != "no":
+            self._output_dir().mkdir(parents=True, exist_ok=True)
+        log = Log(self.state, self.lr_scheduler, args, self._tell_log)
         self._report_start(log)
         started = time.perf_counter()
         try:
@@ -131,26 +182,73 @@ class SFTTrainer:
         return log.output(time.perf_counter() - started, math.prod(size))
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
-        """Write the adapter and the tokenizer as they are now, loadable by peft and transformers.
+        """Write what was trained and the tokenizer, loadable by peft and transformers.
 
         Args:
           output_dir: Where; None: `args.output_dir`.
+
+        Raises:
+          ValueError: Neither is given.
         """
-        folder = Path(output_dir or self.args.output_dir)
-        save_adapter(self.model, folder)
+        folder = Path(output_dir) if output_dir is not None else self._output_dir()
+        self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
-    def create_optimizer(self, schedule: optax.Schedule) -> optax.GradientTransformation:
-        """The optimizer of the options; override to train with another."""
+    def create_scheduler(self, num_training_steps: int) -> optax.Schedule:
+        """The schedule of the options; override to train with another.
+
+        Args:
+          num_training_steps: Optimizer steps of the run.
+
+        Returns:
+          The learning rate by the number of updates made, 1/step.
+        """
+        args = self.args
+        return create_schedule(
+            args.lr_scheduler_type,
+            args.learning_rate,
+            args.warmup(num_training_steps),
+            num_training_steps,
+        )
+
+    def create_optimizer(self) -> optax.GradientTransformation:
+        """The optimizer of the run; override to train with another.
+
+        Called by `train` once the run's schedule is `self.lr_scheduler`, which an override may
+        use or replace: it is what records of the learning rate come from. As in transformers an
+        override may return the optimizer, or set `self.optimizer`.
+
+        Returns:
+          `self.optimizer` if the constructor was given one, else that of the options.
+
+        Raises:
+          ValueError: `self.lr_scheduler` is needed and not set.
+        """
+        if self.optimizer is not None:
+            return self.optimizer
+        if self.lr_scheduler is None:
+            raise ValueError(
+                "the schedule must be there before its optimizer; `lr_scheduler` is None until "
+                "train() sets it. Set trainer.lr_scheduler = trainer.create_scheduler(steps)."
+            )
         args = self.args
         return create_optimizer(
             args.optim,
-            schedule,
+            self.lr_scheduler,
             b1=args.adam_beta1,
             b2=args.adam_beta2,
             eps=args.adam_epsilon,
             weight_decay=args.weight_decay,
         )
+
+    def _prepare_optimizer(self, total_steps: int) -> optax.GradientTransformation:
+        """The schedule, then the optimizer, anew for each run."""
+        self.optimizer, self.lr_scheduler = self._given_optimizers
+        if self.optimizer is None and self.lr_scheduler is None:
+            self.lr_scheduler = self.create_scheduler(total_steps)
+        made = self.create_optimizer()
+        self.optimizer = checked_transformation(self.optimizer if made is None else made)
+        return self.optimizer
 
     def _run(self, tx: optax.GradientTransformation, log: Log) -> None:
         """The loop: dispatch a step, bind its arrays, then read the metrics of the one before."""
@@ -164,12 +262,11 @@ class SFTTrainer:
         )
         opt_state = tx.init(trainable)
         key = jax.random.key(args.seed) if self.model.has_dropout else None
-        self._tell("on_train_begin")
-        micro_batches = math.ceil(len(self.train_dataset.rows) / args.per_device_train_batch_size)
         flops_a_token = 6 * count_parameters(self.model)[1]
+        self._tell("on_train_begin")
         for epoch in range(self.state.num_train_epochs):
             for number, window in enumerate(self._windows(epoch), start=1):
-                batch = window.batch
+                batch = split_rows(window.batch, self.model.carried.mesh)
                 if key is not None:
                     step_key = jax.random.fold_in(key, self.state.global_step)
                     batch = dataclasses.replace(batch, dropout_key=step_key)
@@ -177,22 +274,29 @@ class SFTTrainer:
                     trainable, opt_state, metrics = step(trainable, opt_state, frozen, batch)
                     nnx.update(self.model, trainable)
                     self.state.global_step += 1
-                done = number * args.gradient_accumulation_steps
-                self.state.epoch = epoch + min(done / micro_batches, 1.0)
-                self.state.num_input_tokens_seen += window.tokens
+                self._count(epoch, number, window.tokens)
                 self.state.total_flos += flops_a_token * window.tokens
                 log.step(metrics, window.tokens)
-                self._tell("on_step_end")
+                self._after("on_step_end", log)
                 if self._done():
-                    return
-            self._tell("on_epoch_end")
+                    break
+            self._after("on_epoch_end", log)
+            if self._done():
+                return
+
+    def _count(self, epoch: int, number: int, tokens: int) -> None:
+        """Note a step of so many tokens, window `number` of its epoch."""
+        args, state = self.args, self.state
+        micro_batches = math.ceil(len(self.train_dataset.rows) / self.batch_size)
+        done = number * args.gradient_accumulation_steps
+        state.epoch = epoch + min(done / micro_batches, 1.0)
+        state.num_input_tokens_seen += tokens
 
     def _windows(self, epoch: int) -> Iterator[Window]:
-        rows = self.train_dataset.rows
-        lengths = np.array([len(row) for row in rows])
+        lengths = np.array([len(row) for row in self.train_dataset.rows])
         return windows(
-            rows,
-            batch_size=self.args.per_device_train_batch_size,
+            self.train_dataset,
+            batch_size=self.batch_size,
             accumulation=self.args.gradient_accumulation_steps,
             buckets=bucket_lengths(lengths, self.max_length),
             seed=self.args.seed,
@@ -202,17 +306,41 @@ class SFTTrainer:
     def _done(self) -> bool:
         return self.control.should_training_stop or self.state.global_step >= self.state.max_steps
 
+    def _after(self, event: str, log: Log) -> None:
+        """Call the callbacks after a step or an epoch, and do what is due or they ask for."""
+        self._tell(event)
+        if self.control.should_log:
+            self.control.should_log = False
+            log.force()
+        if self.control.should_save or save_is_due(event, self.state, self.args.saves):
+            log.flush()  # the state that is saved holds the record of its own step
+            self.control.should_save = False
+            with deferred_interrupt():
+                write_checkpoint(
+                    self._output_dir(), self.model, self.tokenizer, self.state, self.args
+                )
+            self._tell("on_save")
+
+    def _output_dir(self) -> Path:
+        if self.args.output_dir is None:
+            raise ValueError(
+                "saving needs a folder; `output_dir` is None. Pass SFTConfig(output_dir=...)."
+            )
+        return Path(self.args.output_dir)
+
     def _report_start(self, log: Log) -> None:
         """Say what is about to be trained, and what was done to the rows."""
         trainable, total = count_parameters(self.model)
         rows, args = self.train_dataset, self.args
         log.write(
             f"jaxtune: {len(rows.rows):,} rows, {self.state.max_steps:,} steps of "
-            f"{args.per_device_train_batch_size} x {args.gradient_accumulation_steps} rows, "
+            f"{self.batch_size} x {args.gradient_accumulation_steps} rows, "
             f"{trainable:,} of {total:,} parameters trained ({100 * trainable / total:.2f} %)"
         )
         if rows.eos_appended:
             log.write(f"jaxtune: end-of-text token appended to {rows.eos_appended:,} rows")
+        if rows.dropped:
+            log.write(f"jaxtune: {rows.dropped:,} rows left out, they hold nothing to learn")
         if rows.truncated:
             log.write(
                 f"jaxtune: {rows.truncated:,} rows cut at {self.max_length} tokens, "
@@ -221,7 +349,7 @@ class SFTTrainer:
 
     def _tell(self, event: str, **more: Any) -> None:
         for callback in self.callbacks:
-            getattr(callback, event)(
+            answer = getattr(callback, event)(
                 self.args,
                 self.state,
                 self.control,
@@ -229,47 +357,7 @@ class SFTTrainer:
                 processing_class=self.tokenizer,
                 **more,
             )
+            self.control = self.control if answer is None else answer
 
     def _tell_log(self, record: dict[str, float]) -> None:
         self._tell("on_log", logs=record)
-
-
-def _one_tokenizer(tokenizer: Any, processing_class: Any, model: CausalLM) -> Any:
-    """The tokenizer under either name, or the model's own."""
-    if tokenizer is not None and processing_class is not None and tokenizer is not processing_class:
-        raise ValueError(
-            "`tokenizer` and `processing_class` are two names of one argument; got two objects. "
-            "Pass one of them."
-        )
-    found = tokenizer or processing_class or model.carried.tokenizer
-    if found is None:
-        raise ValueError(
-            "a tokenizer is needed; none was passed and the model carries none. Pass tokenizer=."
-        )
-    return found
-
-
-def _row_limit(args: SFTConfig, max_seq_length: int | None, model: CausalLM) -> int:
-    """The longest row in tokens: the trainer's argument, the option, the model's own limit."""
-    range_ = model.config.max_position_embeddings
-    given = max_seq_length if max_seq_length is not None else args.row_limit
-    limit = given if given is not None else model.carried.max_seq_length or range_
-    if not 0 < limit <= range_:
-        raise ValueError(
-            f"`max_seq_length` must be between 1 and the model's range of {range_} tokens; got "
-            f"{limit}. Shorten it."
-        )
-    return limit
-
-
-def _check_ids(rows: TokenizedRows, vocab_size: int) -> None:
-    largest = max((int(row.max()) for row in rows.rows if len(row)), default=-1)
-    if largest >= vocab_size:
-        raise ValueError(
-            f"token ids must be below the model's vocabulary of {vocab_size}; the rows hold "
-            f"{largest}. Use the tokenizer that belongs to the model."
-        )
-    if all(len(row) < 2 for row in rows.rows):
-        warnings.warn(
-            "every row has fewer than two tokens: there is nothing to learn", stacklevel=3
-        )

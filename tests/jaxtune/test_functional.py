@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from convert import read_adapter
 from jaxtune import FastLanguageModel, functional
 from jaxtune.language_model import LanguageModel
 from jaxtune.models import decoder
@@ -37,20 +38,26 @@ def windows(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(rows, rows)] * count
 
 
-def test_the_readmes_loop_trains(model: LanguageModel) -> None:
+def test_the_readmes_loop_trains_saves_and_generates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The block as it stands; the folder that it names holds a tiny model."""
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
     (loop,) = [block for block in blocks if "make_train_step" in block]
-    losses = []
-    for count in (1, 8):
-        names: dict[str, Any] = {"model": model, "windows": windows(count)}
-        exec(compile(loop, "README.md", "exec"), names)  # noqa: S102  it is what readers run
-        model = names["model"]
-        losses.append(float(names["metrics"]["loss"]))
-    assert losses[1] < losses[0]
-    assert names["tensors"]["base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"].shape == (
-        24,
-        2,
-    )
+    (name,) = re.findall(r'"(\w+/[\w.-]+)"', loop)
+    (tmp_path / name).mkdir(parents=True)
+    write_model(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    made: dict[str, Any] = {}
+    exec(compile(loop, "README.md", "exec"), made)  # noqa: S102  it is what readers run
+    *records, generated = capsys.readouterr().out.splitlines()
+    losses = [float(re.findall(r"loss ([\d.]+)", record)[0]) for record in records]
+    assert losses[-1] < 0.9 * losses[0]
+    assert "rate 0.0e+00" in records[0]
+    assert generated.startswith("['")
+    saved = read_adapter(tmp_path / "lora")
+    for tensor, value in functional.peft_names(made["trainable"]).items():
+        np.testing.assert_array_equal(saved.tensors[tensor], value)
 
 
 def test_split_and_merge_keep_what_the_model_carries(model: LanguageModel) -> None:

@@ -119,3 +119,12 @@ def test_a_zero_pair_stays_zero():
         tx = create_optimizer(name, optax.constant_schedule(0.1), weight_decay=0.1)
         updates, _ = tx.update(zeros, tx.init(zeros), zeros)
         np.testing.assert_array_equal(updates["A"], zeros["A"])
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_decay_spares_biases_and_norms(name):
+    parameters = {leaf: jnp.ones(2) for leaf in ("q_proj.weight", "q_proj.bias", "norm.weight")}
+    tx = create_optimizer(name, optax.constant_schedule(0.1), weight_decay=0.1)
+    gradient = jax.tree.map(jnp.zeros_like, parameters)
+    updates, _ = tx.update(gradient, tx.init(parameters), parameters)
+    assert {leaf for leaf, update in updates.items() if update.any()} == {"q_proj.weight"}

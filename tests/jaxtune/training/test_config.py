@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import types
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ OVERRIDDEN = {
     "logging_steps": 1,
     "optim": "adamw_torch",  # Unsloth: adamw_8bit, which is not built yet
     "max_length": None,  # the model's own `max_seq_length`, as in Unsloth
-    "output_dir": "outputs",  # required in TRL's call
+    "save_strategy": None,  # "steps", where there is a folder to save to
 }
 NOT_TRLS = {"max_seq_length", "warmup_ratio", "disable_tqdm"}  # older names; None or False
 
@@ -79,6 +80,7 @@ POSITIVE = [
     "gradient_accumulation_steps",
     "num_train_epochs",
     "logging_steps",
+    "save_steps",
 ]
 WRONG = [
     *[(name, value, "> 0") for name in POSITIVE for value in (0, -1)],
@@ -93,6 +95,9 @@ WRONG = [
     ("max_steps", -2, "> 0 or -1"),
     ("max_length", 0, "> 0 or None"),
     ("max_seq_length", -5, "> 0 or None"),
+    ("dataset_num_proc", 0, "> 0 or None"),
+    ("save_steps", float("inf"), "whole, or a share below 1"),
+    ("save_steps", 1.5, "whole, or a share below 1"),
     ("warmup_ratio", -0.1, r"in \[0, 1\)"),
     ("warmup_ratio", 1.0, r"in \[0, 1\)"),
     ("adam_beta1", 1.0, r"in \[0, 1\)"),
@@ -117,6 +122,7 @@ EDGES = {
     "seed": 0,
     "adam_beta1": 0.0,
     "max_length": 1,
+    "save_steps": 0.01,
 }
 
 
@@ -167,6 +173,42 @@ def test_a_share_is_rounded_up():
     assert SFTConfig().warmup(60) == 6
     assert SFTConfig().warmup(61) == 7
     assert SFTConfig(warmup_steps=5).warmup(2) == 5
+
+
+@pytest.mark.parametrize(
+    ("given_", "saves"),
+    [
+        ({}, "no"),
+        ({"output_dir": "out"}, "steps"),
+        ({"output_dir": "out", "save_strategy": "no"}, "no"),
+        ({"output_dir": "out", "save_strategy": "epoch"}, "epoch"),
+        ({"save_strategy": "no"}, "no"),
+    ],
+)
+def test_nothing_is_saved_without_a_place(given_, saves):
+    assert SFTConfig(**given_).saves == saves
+
+
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+def test_saving_needs_a_place(strategy):
+    message = rf"`save_strategy`='{strategy}' needs `output_dir`; got None\. Pass"
+    with pytest.raises(ValueError, match=message):
+        SFTConfig(save_strategy=strategy)
+
+
+def test_an_unknown_strategy_lists_the_known():
+    with pytest.raises(ValueError, match=r"one of \('no', 'steps', 'epoch'\) or None; got 'best'"):
+        SFTConfig(output_dir="out", save_strategy="best")
+
+
+@pytest.mark.parity
+@given(st.floats(0.001, 1, exclude_max=True) | st.integers(1, 100), st.integers(1, 10_000))
+def test_save_interval_equals_transformers(save_steps, total_steps):
+    ours = SFTConfig(save_steps=save_steps)
+    state = transformers.TrainerState()
+    steps = types.SimpleNamespace(logging_steps=1, eval_steps=1, save_steps=save_steps)
+    state.compute_steps(steps, total_steps)
+    assert ours.save_interval(total_steps) == state.save_steps
 
 
 def test_options_are_frozen_and_by_name():

@@ -1,43 +1,33 @@
 """The trainer against TRL's on the same model and rows, and its behaviour as it runs."""
 
-import functools
+import dataclasses
+import json
 import math
 import os
 import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import optax
 import peft
 import pytest
+import torch
 import transformers
 import trl
 from safetensors.numpy import load_file
 
-from jaxtune import SFTConfig, SFTTrainer, TrainerCallback
+from jaxtune import SFTTrainer, TrainerCallback
 from jaxtune.api import FastLanguageModel
-from jaxtune.errors import NotBuiltYetError
 from jaxtune.language_model import LanguageModel
 from tests.families import VARIANTS
+from tests.jaxtune.training.runs import SHARED, adapted, records_of, trainer_of
 from tests.loaded import load_adapted, load_base
 from tests.oracles import Oracle, make_oracle
-from tests.tolerances import tolerance
+from tests.tolerances import relative_error, tolerance
 from tests.words import ragged_rows, word_tokenizer
-
-SHARED: dict[str, Any] = {
-    "max_steps": 7,
-    "per_device_train_batch_size": 2,
-    "gradient_accumulation_steps": 2,
-    "learning_rate": 2e-2,
-    "warmup_steps": 2,
-    "weight_decay": 0.1,
-    "max_grad_norm": 0.5,
-    "seed": 11,
-    "max_length": 14,
-    "logging_steps": 1,
-    "optim": "adamw_torch",
-}
 
 
 @pytest.fixture(scope="module")
@@ -45,20 +35,21 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
     return make_oracle(VARIANTS[0], tmp_path_factory.mktemp("trainer"), initializer_range=0.3)
 
 
-def adapted(oracle: Oracle) -> LanguageModel:
-    model = load_adapted(oracle.adapter_folder)
-    model.carried.tokenizer = word_tokenizer()
-    return model
+@pytest.fixture(scope="module")
+def adapted_once(oracle: Oracle) -> LanguageModel:
+    """For tests that train nothing."""
+    return adapted(oracle)
 
 
-def trainer_of(model: LanguageModel, rows: int = 13, **options: Any) -> SFTTrainer:
-    callbacks = options.pop("callbacks", None)
-    args = SFTConfig(**{**SHARED, "disable_tqdm": True, **options})
-    return SFTTrainer(model, args=args, train_dataset=ragged_rows(rows), callbacks=callbacks)
+@pytest.fixture(scope="module")
+def trl_trainer(oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> trl.SFTTrainer:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TRL's own run; nothing of ours warns here
+        return trl_run(oracle, tmp_path_factory.mktemp("trl"))
 
 
-def trl_history(oracle: Oracle, rows: int, folder: Path) -> list[dict[str, float]]:
-    """TRL's log records for the same run; 13 rows leave a remainder in each epoch."""
+def trl_run(oracle: Oracle, folder: Path) -> trl.SFTTrainer:
+    """TRL's trainer after the same run; 13 rows leave a remainder in each epoch."""
     base = transformers.AutoModelForCausalLM.from_pretrained(oracle.folder)
     model = peft.PeftModel.from_pretrained(base, oracle.adapter_folder, is_trainable=True)
     args = trl.SFTConfig(
@@ -69,34 +60,86 @@ def trl_history(oracle: Oracle, rows: int, folder: Path) -> list[dict[str, float
         fp16=False,
         gradient_checkpointing=False,
         report_to="none",
-        save_strategy="no",
+        save_steps=0.4,
+        save_only_model=True,
         disable_tqdm=True,
-        lr_scheduler_type="linear",
+        lr_scheduler_type="cosine",
         loss_type="nll",
     )
     trainer = trl.SFTTrainer(
         model=model,
         args=args,
-        train_dataset=datasets.Dataset.from_list(ragged_rows(rows)),
+        train_dataset=datasets.Dataset.from_list(ragged_rows(13)),
         processing_class=word_tokenizer(),
     )
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
-    return [record for record in trainer.state.log_history if "loss" in record]
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def our_trainer(oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> SFTTrainer:
+    trainer = trainer_of(
+        adapted(oracle),
+        lr_scheduler_type="cosine",
+        output_dir=tmp_path_factory.mktemp("ours"),
+        save_steps=0.4,
+    )
+    assert trainer.train().global_step == 7
+    return trainer
 
 
 @pytest.mark.parity
-@pytest.mark.filterwarnings("ignore")  # TRL's own run; nothing of ours warns here
-def test_losses_norms_and_rates_are_those_of_trl(oracle: Oracle, tmp_path: Path) -> None:
-    theirs = trl_history(oracle, 13, tmp_path)
-    trainer = trainer_of(adapted(oracle))
-    output = trainer.train()
-    ours = trainer.state.log_history[:-1]
-    assert len(ours) == len(theirs) == output.global_step == 7
+def test_losses_norms_and_rates_are_those_of_trl(
+    our_trainer: SFTTrainer, trl_trainer: trl.SFTTrainer
+) -> None:
+    theirs = [record for record in trl_trainer.state.log_history if "loss" in record]
+    ours = records_of(our_trainer)
+    assert len(ours) == len(theirs) == 7
     for mine, their in zip(ours, theirs, strict=True):
         for key in ("loss", "grad_norm", "learning_rate", "epoch"):
             limit = tolerance("float32", f"trl_{key}")
             assert mine[key] == pytest.approx(float(their[key]), rel=limit, abs=1e-12), (mine, key)
+
+
+@pytest.mark.parity
+def test_checkpoints_are_those_of_trl(our_trainer: SFTTrainer, trl_trainer: trl.SFTTrainer) -> None:
+    """The same folders, in each the same files but the pickles, and the same state."""
+    mine, theirs = (Path(t.args.output_dir) for t in (our_trainer, trl_trainer))
+    folders = sorted(folder.name for folder in mine.iterdir())
+    assert folders == ["checkpoint-3", "checkpoint-6", "checkpoint-7"]
+    assert folders == sorted(folder.name for folder in theirs.glob("checkpoint-*"))
+    for name in folders:
+        written = {file.name for file in (theirs / name).iterdir()}
+        written.remove("training_args.bin")
+        assert {file.name for file in (mine / name).iterdir()} == {*written, "training_args.json"}
+        ours, state = (
+            json.loads((folder / name / "trainer_state.json").read_text())
+            for folder in (mine, theirs)
+        )
+        assert set(ours) == set(state)
+        # TRL counts tokens and callbacks of its own.
+        for key in ("log_history", "num_input_tokens_seen", "total_flos", "stateful_callbacks"):
+            del ours[key], state[key]
+        assert ours == pytest.approx(state)
+
+
+@pytest.mark.parity
+def test_a_checkpoint_holds_the_adapter_and_the_log_of_its_step(
+    our_trainer: SFTTrainer, oracle: Oracle
+) -> None:
+    folder = Path(our_trainer.args.output_dir) / "checkpoint-7"
+    base = transformers.AutoModelForCausalLM.from_pretrained(oracle.folder)
+    theirs = peft.PeftModel.from_pretrained(base, folder)
+    rows = np.array([[1, 5, 6, 7]])
+    with torch.no_grad():
+        expected = theirs(input_ids=torch.tensor(rows)).logits.numpy()
+    found = np.asarray(our_trainer.model(rows.astype(np.int32)))
+    assert relative_error(found, expected) <= tolerance("float32", "logits")
+    state = transformers.TrainerState.load_from_json(str(folder / "trainer_state.json"))
+    assert state.log_history == our_trainer.state.log_history[:-1]
+    args = json.loads((folder / "training_args.json").read_text())
+    assert args == {**dataclasses.asdict(our_trainer.args), "output_dir": str(folder.parent)}
 
 
 def test_output_and_state_have_the_fields_of_transformers(oracle: Oracle) -> None:
@@ -122,7 +165,7 @@ def test_output_and_state_have_the_fields_of_transformers(oracle: Oracle) -> Non
 
 
 class Visitor(TrainerCallback):
-    """Generates and saves at every step; may interrupt or stop the run."""
+    """Generates and saves at every step; may interrupt the run."""
 
     def __init__(self, folder: Path, *, at: int = 0, how: str = "") -> None:
         self.folder, self.at, self.how = folder, at, how
@@ -134,11 +177,9 @@ class Visitor(TrainerCallback):
         self.generated.append(model.generate([[1, 5, 6]], max_new_tokens=4, eos_token_id=-1))
         model.save_pretrained(self.folder / f"step-{state.global_step}")
         if state.global_step == self.at:
-            if self.how == "stop":
-                control.should_training_stop = True
-            elif self.how == "exception":
+            if self.how == "exception":
                 raise KeyboardInterrupt
-            elif self.how == "signal":
+            if self.how == "signal":
                 os.kill(os.getpid(), signal.SIGINT)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -178,17 +219,12 @@ def test_an_interrupted_run_leaves_a_whole_model(oracle: Oracle, tmp_path: Path,
         np.testing.assert_array_equal(tensor, expected[name])
 
 
-def test_a_callback_can_end_the_run(oracle: Oracle, tmp_path: Path) -> None:
-    trainer = trainer_of(adapted(oracle), callbacks=[Visitor(tmp_path, at=2, how="stop")])
-    assert trainer.train().global_step == 2
-
-
 def test_the_same_seed_gives_the_same_losses(oracle: Oracle) -> None:
     runs = []
     for _ in range(2):
         trainer = trainer_of(adapted(oracle), max_steps=3)
         trainer.train()
-        runs.append([record["loss"] for record in trainer.state.log_history[:-1]])
+        runs.append([record["loss"] for record in records_of(trainer)])
     assert runs[0] == runs[1]
 
 
@@ -199,7 +235,7 @@ def test_rematerialisation_changes_no_loss(oracle: Oracle) -> None:
         model.model.remat = remat
         trainer = trainer_of(model, max_steps=2)
         trainer.train()
-        losses[remat] = [record["loss"] for record in trainer.state.log_history[:-1]]
+        losses[remat] = [record["loss"] for record in records_of(trainer)]
     assert losses["full"] == pytest.approx(losses["none"], rel=tolerance("float32", "loss"))
 
 
@@ -210,41 +246,10 @@ def test_dropout_of_the_adapter_is_used_and_reproducible(oracle: Oracle) -> None
         model = FastLanguageModel.get_peft_model(base, r=4, lora_dropout=dropout)
         trainer = trainer_of(model, max_steps=3, warmup_steps=0, seed=seed)
         trainer.train()
-        return [record["loss"] for record in trainer.state.log_history[:-1]]
+        return [record["loss"] for record in records_of(trainer)]
 
     assert losses(0.5, 1) == losses(0.5, 1)
     assert losses(0.5, 1) != losses(0.0, 1)
-
-
-def test_what_cannot_train_is_refused_before_any_work(oracle: Oracle) -> None:
-    base, rows = load_base(oracle.folder), ragged_rows(3)
-    tokenizer = word_tokenizer()
-    refuse = functools.partial(SFTTrainer, train_dataset=rows)
-    with pytest.raises(ValueError, match="every parameter is frozen"):
-        refuse(base, tokenizer=tokenizer)
-    model = adapted(oracle)
-    with pytest.raises(ValueError, match="two names of one argument"):
-        refuse(model, tokenizer=tokenizer, processing_class=word_tokenizer())
-    with pytest.raises(ValueError, match="must be between 1 and the model's range of 128"):
-        refuse(model, max_seq_length=129)
-    with pytest.raises(ValueError, match="must be between 1"):
-        refuse(model, max_seq_length=0)
-    with pytest.raises(ValueError, match="text column `body`"):
-        refuse(model, dataset_text_field="body")
-    with pytest.raises(ValueError, match="at least one row"):
-        SFTTrainer(model, train_dataset=[])
-    with pytest.raises(NotBuiltYetError, match="packing"):
-        refuse(model, packing=True)
-    model.carried.tokenizer = None
-    with pytest.raises(ValueError, match="a tokenizer is needed"):
-        refuse(model)
-
-
-def test_a_token_outside_the_vocabulary_is_refused(oracle: Oracle) -> None:
-    tokenizer = word_tokenizer()
-    tokenizer.add_tokens(["beyond"])
-    with pytest.raises(ValueError, match="below the model's vocabulary of 97"):
-        SFTTrainer(adapted(oracle), tokenizer=tokenizer, train_dataset=[{"text": "w1 beyond w2"}])
 
 
 def test_save_model_writes_adapter_and_tokenizer_to_output_dir(
@@ -263,15 +268,7 @@ def test_a_constant_schedule_has_no_default_warm_up(oracle: Oracle) -> None:
         adapted(oracle), max_steps=2, lr_scheduler_type="constant", warmup_steps=0.1
     )
     trainer.train()
-    assert [record["learning_rate"] for record in trainer.state.log_history[:-1]] == [
-        pytest.approx(2e-2)
-    ] * 2
-    with pytest.raises(ValueError, match="has no warm-up"):
-        trainer_of(adapted(oracle), lr_scheduler_type="constant", warmup_steps=3).train()
-    with pytest.raises(ValueError, match="has no warm-up"):
-        trainer_of(
-            adapted(oracle), lr_scheduler_type="constant", warmup_steps=0.1, warmup_ratio=0.5
-        ).train()
+    assert [record["learning_rate"] for record in records_of(trainer)] == [pytest.approx(2e-2)] * 2
 
 
 def test_the_base_does_not_change(oracle: Oracle) -> None:
@@ -282,3 +279,74 @@ def test_the_base_does_not_change(oracle: Oracle) -> None:
         model.model.layers.mlp.up_proj.weight[...][1],
         weights["model.layers.1.mlp.up_proj.weight"],
     )
+
+
+SGD = {"max_steps": 3, "warmup_steps": 0, "weight_decay": 0.0}
+RATE = optax.linear_schedule(2e-2, 0.0, 3)
+
+
+class Returns(SFTTrainer):
+    """An override that returns an optimizer over the schedule of the run."""
+
+    def create_optimizer(self) -> optax.GradientTransformation:
+        return optax.sgd(self.lr_scheduler)
+
+
+class Sets(SFTTrainer):
+    """An override as transformers' users write it."""
+
+    def create_optimizer(self) -> Any:
+        if self.optimizer is None:
+            self.lr_scheduler = RATE
+            self.optimizer = optax.sgd(RATE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (SFTTrainer, {"optimizers": (optax.sgd(RATE), RATE)}),
+        (SFTTrainer, {"optimizers": (None, RATE), "optim": "sgd"}),
+        (SFTTrainer, {"optim": "sgd"}),
+        (Returns, {}),
+        (Sets, {"lr_scheduler_type": "cosine"}),
+    ],
+    ids=["both", "schedule", "neither", "returns", "sets"],
+)
+def test_every_way_to_an_optimizer_gives_that_optimizer(
+    adapted_once: LanguageModel, kind: type, options: dict[str, Any]
+) -> None:
+    trainer = trainer_of(adapted_once, kind=kind, **{**SGD, **options})
+    for _ in range(2):  # a second run starts from the same state
+        tx, state, gradient = trainer._prepare_optimizer(3), None, {"A": np.ones(2, np.float32)}
+        assert trainer.optimizer is tx
+        state = tx.init(gradient)
+        for count in range(4):
+            updates, state = tx.update(gradient, state, gradient)
+            np.testing.assert_allclose(updates["A"], -RATE(count), rtol=1e-6)
+            np.testing.assert_allclose(trainer.lr_scheduler(count), RATE(count), rtol=1e-6)
+
+
+def test_an_optimizer_given_alone_trains_and_its_rate_is_not_known(oracle: Oracle) -> None:
+    by_name = trainer_of(adapted(oracle), **SGD, optim="sgd")
+    own = trainer_of(adapted(oracle), **SGD, optimizers=(optax.sgd(RATE), None))
+    for trainer in (by_name, own):
+        trainer.train()
+    for mine, expected in zip(records_of(own), records_of(by_name), strict=True):
+        assert expected.pop("learning_rate") > 0
+        assert mine == pytest.approx(expected, rel=tolerance("float32", "sgd_steps"))
+
+
+def test_an_optimizer_needs_its_schedule_first(adapted_once: LanguageModel) -> None:
+    trainer = trainer_of(adapted_once)
+    with pytest.raises(ValueError, match="`lr_scheduler` is None until"):
+        trainer.create_optimizer()
+    trainer.lr_scheduler = trainer.create_scheduler(10)
+    assert callable(trainer.create_optimizer().update)
+
+
+def test_a_callback_of_transformers_and_the_control_that_it_returns_count(oracle: Oracle) -> None:
+    class Stopper(transformers.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+            return dataclasses.replace(control, should_training_stop=True)
+
+    assert trainer_of(adapted(oracle), callbacks=[Stopper()]).train().global_step == 1

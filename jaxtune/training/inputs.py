@@ -1,0 +1,214 @@
+"""What a trainer is given: checked before any work, then made into a model and rows."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optax
+
+from jaxtune.adapters.counting import count_parameters
+from jaxtune.api import FastLanguageModel
+from jaxtune.data.batch import IGNORE
+from jaxtune.data.rows import TokenizedRows
+from jaxtune.errors import NotBuiltYetError
+from jaxtune.language_model import LanguageModel
+from jaxtune.models.build import train_all
+from jaxtune.optim.registry import create_optimizer
+from jaxtune.optim.schedules import create_schedule
+from jaxtune.training.config import SFTConfig
+from jaxtune.training.peft_config import lora_arguments
+
+Optimizers = tuple[optax.GradientTransformation | None, optax.Schedule | None]
+
+WAYS_AROUND = {
+    "eval_dataset": "Leave it out and evaluate with jaxtune.functional.loss.",
+    "data_collator": "Leave it out; rows with `input_ids` and `labels` are taken as they are.",
+    "compute_metrics": "Leave it out and measure in a callback's on_step_end.",
+    "packing": "Pass packing=False.",
+}
+
+
+def refuse_unbuilt(requests: Mapping[str, Any]) -> None:
+    """Raise for a trainer argument that asks for what does not exist yet.
+
+    Args:
+      requests: The arguments named in `WAYS_AROUND`; None and False ask for nothing.
+
+    Raises:
+      NotBuiltYetError: One asks for something.
+    """
+    for name, value in requests.items():
+        if value is not None and value is not False:
+            raise NotBuiltYetError(
+                f"`{name}` is not built yet; got {_short(value)}. {WAYS_AROUND[name]}"
+            )
+
+
+def checked_args(args: Any) -> SFTConfig:
+    """The options, with the names in them known to exist.
+
+    Args:
+      args: From the user; None: the defaults.
+
+    Returns:
+      The options.
+
+    Raises:
+      NotBuiltYetError: Options of trl or transformers.
+      TypeError: Anything else that is no `SFTConfig`.
+    """
+    if args is None:
+        return SFTConfig()
+    if isinstance(args, SFTConfig):
+        return args
+    kind = f"{type(args).__module__}.{type(args).__qualname__}"
+    if hasattr(args, "per_device_train_batch_size"):
+        raise NotBuiltYetError(
+            f"reading `args` of another library is not built yet; got {kind}. "
+            "Pass jaxtune.SFTConfig(...) with the same fields."
+        )
+    raise TypeError(f"`args` must be a jaxtune.SFTConfig; got {kind}. Pass SFTConfig(...).")
+
+
+def checked_optimizers(optimizers: Any, args: SFTConfig) -> Optimizers:
+    """The pair of the user's own optimizer and schedule, and what they leave to the options.
+
+    Args:
+      optimizers: (optax transformation or None, optax schedule or None).
+      args: Name the optimizer and the schedule that are not given.
+
+    Returns:
+      The pair.
+
+    Raises:
+      TypeError: The pair holds something else.
+      ValueError: A name in the options is unknown, or the schedule has no warm-up and gets one.
+    """
+    # An optax transformation is itself a tuple, of its two functions.
+    if not isinstance(optimizers, (tuple, list)) or hasattr(optimizers, "update"):
+        raise _no_pair(type(optimizers).__name__)
+    if len(optimizers) != 2:
+        raise _no_pair(f"{len(optimizers)} object(s)")
+    tx, schedule = optimizers
+    if tx is not None:
+        checked_transformation(tx)
+    if schedule is not None and not callable(schedule):
+        raise TypeError(
+            "the schedule of `optimizers` must be an optax schedule, a function of the step; got "
+            f"{type(schedule).__name__}. Pass optax.constant_schedule(rate), or None."
+        )
+    if tx is None:
+        rate = schedule
+        if rate is None:
+            warmup = args.warmup(1)
+            rate = create_schedule(args.lr_scheduler_type, args.learning_rate, warmup, 1)
+        create_optimizer(args.optim, rate)
+    return tx, schedule
+
+
+def _no_pair(got: str) -> TypeError:
+    return TypeError(
+        f"`optimizers` must be a pair (optax transformation, schedule); got {got}. "
+        "Pass (tx, None) to give the optimizer alone."
+    )
+
+
+def checked_transformation(tx: Any) -> optax.GradientTransformation:
+    """What was given, or a TypeError if it is no optax transformation."""
+    if not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
+        raise TypeError(
+            "the optimizer must be an optax GradientTransformation; got "
+            f"{type(tx).__module__}.{type(tx).__qualname__}. Pass for example optax.adamw(1e-4)."
+        )
+    return tx
+
+
+def ready_model(
+    model: LanguageModel | str | Path, peft_config: Any, max_length: int | None, seed: int
+) -> LanguageModel:
+    """The model itself, or one loaded by its name, with the adapter that is asked for.
+
+    As in TRL, a name without a new adapter is fully fine-tuned, unless it is an adapter's own.
+
+    Args:
+      model: A model, a hub id or a folder.
+      peft_config: See `lora_arguments`; None: no new adapter.
+      max_length: Longest row in tokens, for loading; None: the loader's default.
+      seed: Of the adapter's first values.
+
+    Returns:
+      A model with something to train.
+
+    Raises:
+      ValueError: Every parameter is frozen.
+    """
+    lora = None if peft_config is None else lora_arguments(peft_config)
+    named = isinstance(model, (str, Path))
+    if isinstance(model, (str, Path)):
+        limit: dict[str, Any] = {} if max_length is None else {"max_seq_length": max_length}
+        model, _ = FastLanguageModel.from_pretrained(str(model), load_in_4bit=False, **limit)
+    if lora is not None:
+        model = FastLanguageModel.get_peft_model(model, random_state=seed, **lora)
+    elif named and not count_parameters(model)[0]:
+        # Known only now: the folder of an adapter is trained as it is, any other one as a whole.
+        train_all(model)
+        model.carried.full_finetuning = True
+    if not count_parameters(model)[0]:
+        raise ValueError(
+            "the model must have something to train; every parameter is frozen. Pass "
+            "peft_config=, or call FastLanguageModel.get_peft_model(model, r=16) first."
+        )
+    return model
+
+
+def one_tokenizer(tokenizer: Any, processing_class: Any, model: LanguageModel) -> Any:
+    """The tokenizer under either name, or the model's own."""
+    if tokenizer is not None and processing_class is not None and tokenizer is not processing_class:
+        raise ValueError(
+            "`tokenizer` and `processing_class` are two names of one argument; got two objects. "
+            "Pass one of them."
+        )
+    for found in (tokenizer, processing_class, model.carried.tokenizer):
+        if found is not None:
+            return found
+    raise ValueError(
+        "a tokenizer is needed; none was passed and the model carries none. Pass tokenizer=."
+    )
+
+
+def row_limit(given: int | None, model: LanguageModel) -> int:
+    """The longest row in tokens: what was asked for, or the model's own limit."""
+    range_ = model.config.max_position_embeddings
+    limit = given if given is not None else model.carried.max_seq_length or range_
+    if not 0 < limit <= range_:
+        raise ValueError(
+            f"`max_seq_length` must be between 1 and the model's range of {range_} tokens; got "
+            f"{limit}. Shorten it, or load the model with that max_seq_length, which stretches it."
+        )
+    return limit
+
+
+def check_rows(rows: TokenizedRows, vocab_size: int) -> None:
+    """Raise if the model cannot take the rows, or could learn nothing from them."""
+    ids = [row for row in rows.rows if len(row)]
+    lowest = min((int(row.min()) for row in ids), default=0)
+    largest = max((int(row.max()) for row in ids), default=0)
+    if lowest < 0 or largest >= vocab_size:
+        raise ValueError(
+            f"token ids must be below the model's vocabulary of {vocab_size}, and not negative; "
+            f"the rows hold {lowest if lowest < 0 else largest}. "
+            "Use the tokenizer that belongs to the model."
+        )
+    labels = rows.labels if rows.labels is not None else rows.rows
+    # The first token of a row is predicted by nothing.
+    if not any((row[1:] != IGNORE).any() for row in labels):
+        raise ValueError(
+            "some token must be trained; every row has fewer than two tokens, or labels that are "
+            "all -100 after its first. Pass longer rows, or a larger max_seq_length if they were "
+            "cut."
+        )
+
+
+def _short(value: Any) -> str:
+    """A value for a message: what is short as it is, of anything else its type."""
+    return repr(value) if isinstance(value, (bool, int, float)) else type(value).__name__
