@@ -21,7 +21,6 @@ from tests.packaged import packaged_model_folder
 ROOT = Path(__file__).parents[3]
 FILES = {
     "config.json",
-    "generation_config.json",
     "model.safetensors",
     "tokenizer.json",
     "tokenizer_config.json",
