@@ -12,6 +12,7 @@ from jaxtune.quickstart.tasks import TASKS
 from tests.packaged import packaged_model_folder
 
 
+@pytest.mark.slow
 def test_two_short_runs_write_the_same_bytes(tmp_path: Path):
     for name in ("one", "two"):
         pretrain(tmp_path / name, steps=20)
@@ -51,6 +52,6 @@ def test_every_leaf_of_the_new_model_is_trained(seed: int):
     model = new_model(seed)
     trainable, total = count_parameters(model)
     assert trainable == total
-    weights = np.asarray(model.head_weight)
-    assert np.array_equal(weights, np.asarray(new_model(seed).head_weight))
-    assert not np.array_equal(weights, np.asarray(new_model(seed + 5).head_weight))
+    weights = np.asarray(model.head_weight())
+    assert np.array_equal(weights, np.asarray(new_model(seed).head_weight()))
+    assert not np.array_equal(weights, np.asarray(new_model(seed + 5).head_weight()))

@@ -263,12 +263,9 @@ def test_save_model_writes_adapter_and_tokenizer_to_output_dir(
     assert tokenizer("w1 w2")["input_ids"] == word_tokenizer()("w1 w2")["input_ids"]
 
 
-def test_a_constant_schedule_has_no_default_warm_up(oracle: Oracle) -> None:
-    trainer = trainer_of(
-        adapted(oracle), max_steps=2, lr_scheduler_type="constant", warmup_steps=0.1
-    )
-    trainer.train()
-    assert [record["learning_rate"] for record in records_of(trainer)] == [pytest.approx(2e-2)] * 2
+def test_a_constant_schedule_has_no_default_warm_up(adapted_once: LanguageModel) -> None:
+    trainer = trainer_of(adapted_once, lr_scheduler_type="constant", warmup_steps=0.1)
+    assert trainer.create_scheduler(20)(0) == pytest.approx(2e-2)
 
 
 def test_the_base_does_not_change(oracle: Oracle) -> None:
