@@ -46,19 +46,19 @@ def on_the_cpu(*module: str) -> list[float]:
 def test_the_stories_run_gives_the_cpus_losses(assets: Path) -> None:
     expected = on_the_cpu("tests.stories_losses", str(assets))
     difference = np.abs(np.asarray(tuned(assets)[1]) - expected).max()
-    print(f"stories: largest difference {difference:.1e} over {len(expected)} steps")
+    sys.stdout.write(f"stories: largest difference {difference:.1e} over {len(expected)} steps\n")
     assert difference <= 1e-3
 
 
 def test_the_quickstart_gives_the_cpus_losses() -> None:
     expected = on_the_cpu("tests.quickstart_losses")
     difference = np.abs(np.asarray(losses()) - expected).max()
-    print(f"quickstart: largest difference {difference:.1e} over {len(expected)} steps")
+    sys.stdout.write(f"quickstart: largest difference {difference:.1e} over {len(expected)} steps\n")
     assert difference <= 1e-3
 
 
 def test_offloaded_inputs_leave_the_device() -> None:
-    """Layer inputs, [L, B, T, D] in bfloat16, stand in host memory, and the gradient is the same."""
+    """Layer inputs, [L, B, T, D] in bfloat16, stand in host memory; the gradient is the same."""
     sizes = {**SMALL, "hidden_size": 512, "intermediate_size": 512, "num_hidden_layers": 16}
     hf = AutoConfig.for_model("llama", **sizes, head_dim=64).to_dict()
     family = with_verbs(LlamaForCausalLM)
