@@ -1,31 +1,67 @@
-"""Files to numpy arrays and back: safetensors checkpoints and PEFT adapters, without JAX."""
+"""Files to numpy arrays and back: checkpoints, PEFT adapters and merged models, without JAX."""
 
 from convert.adapter_config import AdapterConfig as AdapterConfig
+from convert.adapter_config import is_literal as is_literal
 from convert.adapter_config import names_module as names_module
 from convert.checkpoint import Checkpoint as Checkpoint
 from convert.checkpoint import open_checkpoint as open_checkpoint
+from convert.companions import companions as companions
 from convert.errors import CheckpointError as CheckpointError
+from convert.exporters import EXPORTERS as EXPORTERS
+from convert.exporters import Exporter as Exporter
 from convert.header import TensorInfo as TensorInfo
+from convert.json_object import read_json_object as read_json_object
+from convert.merged import MergePlan as MergePlan
+from convert.merged import merge_adapter as merge_adapter
+from convert.merged import plan_merge as plan_merge
+from convert.model_config import dtype_of as dtype_of
+from convert.model_config import merged_config as merged_config
+from convert.model_config import ties_embeddings as ties_embeddings
+from convert.names import file_name as file_name
 from convert.peft import Adapter as Adapter
+from convert.peft import open_adapter as open_adapter
 from convert.peft import read_adapter as read_adapter
 from convert.peft import write_adapter as write_adapter
+from convert.rounding import cast as cast
+from convert.rounding import merge_linear as merge_linear
+from convert.stream import LazyTensor as LazyTensor
+from convert.stream import write_lazy_safetensors as write_lazy_safetensors
 from convert.tensors import atomic as atomic
 from convert.tensors import read_safetensors as read_safetensors
 from convert.tensors import write_json as write_json
 from convert.tensors import write_safetensors as write_safetensors
+from convert.writer import write_checkpoint as write_checkpoint
 
 __all__ = [
+    "EXPORTERS",
     "Adapter",
     "AdapterConfig",
     "Checkpoint",
     "CheckpointError",
+    "Exporter",
+    "LazyTensor",
+    "MergePlan",
     "TensorInfo",
     "atomic",
+    "cast",
+    "companions",
+    "dtype_of",
+    "file_name",
+    "is_literal",
+    "merge_adapter",
+    "merge_linear",
+    "merged_config",
     "names_module",
+    "open_adapter",
     "open_checkpoint",
+    "plan_merge",
     "read_adapter",
+    "read_json_object",
     "read_safetensors",
+    "ties_embeddings",
     "write_adapter",
+    "write_checkpoint",
     "write_json",
+    "write_lazy_safetensors",
     "write_safetensors",
 ]

@@ -1,5 +1,7 @@
 """adapter_config.json: the 18 keys that old and new PEFT both read, and all that we write.
 
+A 19th, `ensure_weight_tying`, is written only where it is true, since an old PEFT refuses it.
+
 Source: https://github.com/huggingface/peft `tuners/lora/config.py` @ v0.21.2 (key names, neutral
 values), `utils/other.py` `get_pattern_key` (how `rank_pattern` is matched).
 """
@@ -47,6 +49,7 @@ class AdapterConfig:
       layers_pattern: Name of the list of layers that `layers_to_transform` counts in.
       rank_pattern: Module name or end -> its own rank, where it is not `r`.
       alpha_pattern: Module name or end -> its own alpha.
+      ensure_weight_tying: Embedding and head, tied in the base, were trained as the one matrix.
 
     Raises:
       CheckpointError: a value that PEFT or we cannot serve, named.
@@ -70,6 +73,7 @@ class AdapterConfig:
     layers_pattern: Sequence[str] | str | None = None
     rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
     alpha_pattern: Mapping[str, int | float] = dataclasses.field(default_factory=dict)
+    ensure_weight_tying: bool = False
 
     def __post_init__(self) -> None:
         for name in _RULES:
@@ -84,9 +88,11 @@ class AdapterConfig:
         """Return the 18 keys with JSON's types, for `write_json`.
 
         Returns:
-          A new dict; tuples have become lists.
+          A new dict; tuples have become lists. `ensure_weight_tying` is in it only if it is true.
         """
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if not self.ensure_weight_tying:
+            del values["ensure_weight_tying"]
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in values.items()
@@ -101,6 +107,7 @@ class AdapterConfig:
 
         Returns:
           The configuration. "eva" becomes the default initialisation: its effect is in the tensors.
+          No `modules_to_save` may stand as null or [], no pattern as null or {}.
 
         Raises:
           CheckpointError: a key is missing, has a bad value, or would change the maths.
@@ -128,6 +135,8 @@ class AdapterConfig:
         for key in ("rank_pattern", "alpha_pattern"):
             ours[key] = {} if ours.get(key) is None else ours[key]
         ours.setdefault("base_model_name_or_path", None)
+        if ours.get("modules_to_save") == []:
+            ours["modules_to_save"] = None
         for key, value in ours.items():
             _check_value(key, value)
         return cls(**ours)
@@ -155,6 +164,21 @@ class AdapterConfig:
         """
         return _first_match(self.alpha_pattern, module, self.lora_alpha)
 
+    def scale_for(self, module: str, rank: int) -> float | None:
+        """Say by how much PEFT multiplies a module's B A.
+
+        Args:
+          module: Its path in the base model.
+          rank: R > 0, of its tensors.
+
+        Returns:
+          alpha / R, or alpha / sqrt(R) with `use_rslora`; None as in `rank_for`.
+        """
+        alpha = self.alpha_for(module)
+        if alpha is None:
+            return None
+        return alpha / (rank**0.5 if self.use_rslora else rank)
+
 
 _Value = TypeVar("_Value", int, float)
 
@@ -162,11 +186,23 @@ _Value = TypeVar("_Value", int, float)
 def _first_match(patterns: Mapping[str, _Value], module: str, default: _Value) -> _Value | None:
     """The value of the first pattern that names a module; None at a regular expression."""
     for pattern, value in patterns.items():
-        if _LITERAL.fullmatch(pattern) is None:
+        if not is_literal(pattern):
             return None
         if names_module(pattern, module):
             return value
     return default
+
+
+def is_literal(pattern: str) -> bool:
+    """Say whether a key of `rank_pattern` or `alpha_pattern` is a name, not an expression.
+
+    Args:
+      pattern: The key.
+
+    Returns:
+      True if `names_module` can match it.
+    """
+    return _LITERAL.fullmatch(pattern) is not None
 
 
 def names_module(pattern: str, module: str) -> bool:
@@ -185,7 +221,7 @@ def names_module(pattern: str, module: str) -> bool:
 
 
 def _check_value(name: str, value: object) -> None:
-    """Check one of the 18 values, before a file's value is given out as of its declared type."""
+    """Check one of the values, before a file's value is given out as of its declared type."""
     accepts, wanted = _RULES[name]
     if not accepts(value):
         raise broken(
@@ -259,4 +295,5 @@ _RULES: dict[str, _Rule] = {
     ),
     "rank_pattern": (lambda value: _is_pattern(value, _is_rank), "an object of ranks > 0"),
     "alpha_pattern": (lambda value: _is_pattern(value, _is_number), "an object of numbers"),
+    "ensure_weight_tying": _BOOL,
 }

@@ -6,7 +6,7 @@ Source: https://github.com/huggingface/peft `utils/save_and_load.py` @ v0.21.2.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +14,18 @@ import ml_dtypes
 import numpy as np
 
 from convert.adapter_config import AdapterConfig, names_module
+from convert.checkpoint import Checkpoint
 from convert.errors import CheckpointError, broken, shown
+from convert.header import TensorInfo, read_header
 from convert.json_object import read_json_object
-from convert.tensors import read_safetensors, write_json, write_safetensors
+from convert.tensors import write_json, write_safetensors
 
 TENSORS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 _SIDE = re.compile(r"base_model\.model\.(.+)\.lora_(?:(A|B)\.weight|embedding_(A|B))")
 _FLOATS = frozenset(np.dtype(kind) for kind in (np.float32, np.float16, ml_dtypes.bfloat16))
+_Shaped = np.ndarray | TensorInfo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +69,52 @@ def read_adapter(folder: Path) -> Adapter:
       Configuration and tensors, checked as `write_adapter` does.
 
     Raises:
+      CheckpointError: as `open_adapter`.
+    """
+    config, tensors = open_adapter(folder)
+    with tensors:
+        arrays = {name: tensors.read(name) for name in tensors.names}
+    return Adapter(config=config, tensors=arrays)
+
+
+def open_adapter(folder: Path) -> tuple[AdapterConfig, Checkpoint]:
+    """Read an adapter's configuration, and open its tensors to be read one at a time.
+
+    Args:
+      folder: Holds adapter_model.safetensors and adapter_config.json.
+
+    Returns:
+      The configuration, and the tensors to be used in a `with` statement; checked as
+      `write_adapter` does. PEFT's `exclude_modules` has become the plain list of the modules that
+      are left in `target_modules`.
+
+    Raises:
       CheckpointError: a file is missing (pickle is never read) or damaged, the configuration would
         change the maths, or the tensors do not fit it.
     """
     for name in (CONFIG_FILE, TENSORS_FILE):
         if not (folder / name).is_file():
             raise _missing(folder, name)
-    config = AdapterConfig.from_json_dict(read_json_object(folder / CONFIG_FILE))
-    tensors = read_safetensors(folder / TENSORS_FILE)
-    _check(tensors, config, str(folder / TENSORS_FILE))
-    return Adapter(config=config, tensors=tensors)
+    values = read_json_object(folder / CONFIG_FILE)
+    infos = read_header(folder / TENSORS_FILE)
+    if values.pop("exclude_modules", None):
+        values["target_modules"] = sorted({module for module, _ in map(lora_side, infos) if module})
+    config = AdapterConfig.from_json_dict(values)
+    _check(infos, config, str(folder / TENSORS_FILE))
+    return config, Checkpoint(folder, infos)
+
+
+def lora_side(name: str) -> tuple[str, str]:
+    """Take a tensor's name apart.
+
+    Args:
+      name: PEFT's name.
+
+    Returns:
+      The adapted module's path and "A" or "B"; two empty strings for any other tensor.
+    """
+    side = _SIDE.fullmatch(name)
+    return ("", "") if side is None else (side[1], side[2] or side[3])
 
 
 def _missing(folder: Path, name: str) -> CheckpointError:
@@ -95,20 +134,20 @@ def _missing(folder: Path, name: str) -> CheckpointError:
     )
 
 
-def _check(tensors: Mapping[str, np.ndarray], config: AdapterConfig, what: str) -> None:
+def _check(tensors: Mapping[str, _Shaped], config: AdapterConfig, what: str) -> None:
     """Check names, dtypes, pairs and ranks."""
-    pairs: dict[str, dict[str, np.ndarray]] = {}
-    for name, array in tensors.items():
-        if array.dtype not in _FLOATS:
-            raise _unfit(what, f"{shown(name)} of dtype {array.dtype}", "float32/bfloat16/float16")
-        side = _SIDE.fullmatch(name)
-        if side is not None:
-            pairs.setdefault(side[1], {})[side[2] or side[3]] = array
-        elif not _is_whole(name):
+    pairs: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _FLOATS:
+            raise _unfit(what, f"{shown(name)} of dtype {tensor.dtype}", "float32/bfloat16/float16")
+        module, side = lora_side(name)
+        if module:
+            pairs.setdefault(module, {})[side] = tensor.shape
+        elif not _is_whole(name, config.modules_to_save or ()):
             raise _unfit(
                 what,
                 f"the name {shown(name)}",
-                f"{_PREFIX}<module>.lora_A.weight, .lora_B.weight, or a whole .weight or .bias",
+                f"{PREFIX}<module>.lora_A.weight, .lora_B.weight, or a whole .weight or .bias",
             )
     if not tensors or (not pairs and config.modules_to_save is None):
         raise _unfit(what, f"{len(tensors)} tensors and no lora_A", "at least one pair A, B")
@@ -116,21 +155,25 @@ def _check(tensors: Mapping[str, np.ndarray], config: AdapterConfig, what: str) 
         _check_pair(module, pair, config, what)
 
 
-def _is_whole(name: str) -> bool:
+def _is_whole(name: str, saved: Iterable[str]) -> bool:
     """True for the name of a whole weight or bias: modules_to_save, trained biases, base layers."""
-    return name.startswith(_PREFIX) and "lora_" not in name and name.endswith((".weight", ".bias"))
+    if not name.startswith(PREFIX) or "lora_" in name:
+        return False
+    return name.endswith((".weight", ".bias")) or any(f"{module}." in name for module in saved)
 
 
-def _check_pair(module: str, pair: dict[str, np.ndarray], config: AdapterConfig, what: str) -> None:
+def _check_pair(
+    module: str, pair: Mapping[str, tuple[int, ...]], config: AdapterConfig, what: str
+) -> None:
     """Check that A [R, in] and B [out, R] are both there, with the rank that PEFT will build."""
     for side in "AB":
         if side not in pair:
             raise _unfit(what, f"{module} without its lora_{side}", "both lora_A and lora_B")
-    shapes = f"{module} with A {pair['A'].shape} and B {pair['B'].shape}"
-    if pair["A"].ndim != 2 or pair["B"].ndim != 2 or pair["A"].shape[0] != pair["B"].shape[1]:
+    shapes = f"{module} with A {pair['A']} and B {pair['B']}"
+    if len(pair["A"]) != 2 or len(pair["B"]) != 2 or pair["A"][0] != pair["B"][1]:
         raise _unfit(what, shapes, "A [R, in] and B [out, R] of one rank R")
     rank = config.rank_for(module)
-    if rank is not None and pair["A"].shape[0] != rank:
+    if rank is not None and pair["A"][0] != rank:
         raise _unfit(what, shapes, f"rank {rank}, as `r` and `rank_pattern` say")
     names = config.target_modules
     if not isinstance(names, str) and not any(names_module(name, module) for name in names):

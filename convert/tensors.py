@@ -8,6 +8,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -47,8 +48,20 @@ def atomic(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)  # noqa: PTH105 - one name for tests to fail
     finally:
         temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until a folder's names are on the disk, on mounts that can do so.
+
+    Args:
+      folder: An existing folder.
+
+    Raises:
+      OSError: the disk refused.
+    """
     try:
-        _sync(path.parent, os.O_RDONLY)
+        _sync(folder, os.O_RDONLY)
     except OSError as error:
         if error.errno not in _CANNOT_SYNC_FOLDER:
             raise
@@ -61,6 +74,20 @@ def _sync(path: Path, flags: int) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file's bytes, atomically; a link is followed.
+
+    Args:
+      source: An existing file.
+      path: The file to create or replace; its folder exists. It may be `source` itself.
+
+    Raises:
+      OSError: the disk refused.
+    """
+    with atomic(path) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def write_json(path: Path, value: object) -> None:

@@ -10,11 +10,17 @@ from jaxtune.adapters.create import create_adapter
 from jaxtune.adapters.targets import PROJECTIONS
 from jaxtune.errors import NotBuiltYetError
 from jaxtune.language_model import LanguageModel
+from jaxtune.models.placement import data_mesh
 from jaxtune.models.run import Remat
 from jaxtune.pretrained import Range, Source, load_pretrained
 from pallas_kernels import check_backend
 
-REMAT: dict[bool | str, Remat] = {"auto": "full", True: "full", False: "none"}
+REMAT: dict[bool | str, Remat] = {
+    "auto": "full",
+    True: "full",
+    False: "none",
+    "unsloth": "offload",
+}
 
 # What scripts pass at a value that changes nothing: accepted at these values, refused at others.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -76,6 +82,7 @@ class FastLanguageModel:
         text_only: bool = False,
         *,
         kernels: str = "auto",
+        mesh: Any = None,
         local_files_only: bool = False,
     ) -> tuple[LanguageModel, Any]:
         """Load a model and its tokenizer from a folder or a hub id.
@@ -97,7 +104,8 @@ class FastLanguageModel:
           fix_tokenizer: Give the tokenizer a pad token of its own, never EOS, where it has none.
           trust_remote_code: False.
           use_gradient_checkpointing: "auto" and True compute each layer again in the backward
-            pass, False keeps its intermediate results.
+            pass, "unsloth" does so from inputs kept in pinned host memory, False keeps the
+            intermediate results.
           resize_model_vocab: None.
           revision: Hub branch, tag or commit.
           use_exact_model_name: Either; a name is never swapped for another repository's.
@@ -114,6 +122,8 @@ class FastLanguageModel:
           unsloth_tiled_mlp: False.
           text_only: Either; of a multimodal folder the text part is loaded.
           kernels: Backend of every op: "auto" or "xla".
+          mesh: Of one axis: every device gets the weights, and a step's rows are split over them,
+            `per_device_train_batch_size` each. None: one device.
           local_files_only: Use the hub's cache and no network.
 
         Returns:
@@ -124,24 +134,7 @@ class FastLanguageModel:
           UnsupportedModelError: The configuration asks for maths not computed here.
           ModelNotFoundError: No such folder or repository, or no access to it.
         """
-        _check_neutral(
-            load_in_8bit=load_in_8bit,
-            device_map=device_map,
-            trust_remote_code=trust_remote_code,
-            resize_model_vocab=resize_model_vocab,
-            use_exact_model_name=use_exact_model_name,
-            offload_embedding=offload_embedding,
-            float32_mixed_precision=float32_mixed_precision,
-            fast_inference=fast_inference,
-            gpu_memory_utilization=gpu_memory_utilization,
-            float8_kv_cache=float8_kv_cache,
-            max_lora_rank=max_lora_rank,
-            disable_log_stats=disable_log_stats,
-            qat_scheme=qat_scheme,
-            load_in_fp8=load_in_fp8,
-            unsloth_tiled_mlp=unsloth_tiled_mlp,
-            text_only=text_only,
-        )
+        _check_neutral(locals())
         if load_in_4bit and not (load_in_16bit or full_finetuning):
             raise NotBuiltYetError(
                 "load_in_4bit=True is not built yet; pass load_in_4bit=False for 16-bit LoRA."
@@ -158,6 +151,7 @@ class FastLanguageModel:
             ),
             Range(max_seq_length=max_seq_length, rope_scaling=rope_scaling),
             dtype=dtype,
+            mesh=data_mesh(mesh),
             fix_tokenizer=fix_tokenizer,
             full_finetuning=full_finetuning,
         )
@@ -231,13 +225,7 @@ class FastLanguageModel:
           TypeError: The model has an adapter with other settings.
           ValueError: A value is out of range, or a target matches nothing.
         """
-        _check_neutral(
-            loftq_config=loftq_config,
-            temporary_location=temporary_location,
-            qat_scheme=qat_scheme,
-            target_parameters=target_parameters,
-            ensure_weight_tying=ensure_weight_tying,
-        )
+        _check_neutral(locals())
         if use_dora:
             raise NotBuiltYetError("use_dora=True is not built yet; pass use_dora=False.")
         remat = model.model.remat
@@ -286,9 +274,10 @@ class FastLanguageModel:
         return model
 
 
-def _check_neutral(**given: Any) -> None:
-    """Refuse an argument that scripts may pass, at a value that would have to do something."""
-    for name, value in given.items():
+def _check_neutral(arguments: Mapping[str, Any]) -> None:
+    """Refuse an argument of `NEUTRAL` at a value that would have to do something."""
+    for name in arguments.keys() & NEUTRAL.keys():
+        value = arguments[name]
         if not any(value == neutral for neutral in NEUTRAL[name]):
             raise NotBuiltYetError(
                 f"`{name}` must be one of {list(NEUTRAL[name])}, which changes nothing; got "
@@ -299,8 +288,8 @@ def _check_neutral(**given: Any) -> None:
 def _remat(choice: bool | str) -> Remat:
     if choice not in REMAT:
         raise NotBuiltYetError(
-            "`use_gradient_checkpointing` must be 'auto', True or False in this version; got "
-            f"{choice!r}, which is not built yet."
+            "`use_gradient_checkpointing` must be 'auto', 'unsloth', True or False in this "
+            f"version; got {choice!r}, which is not built yet."
         )
     return REMAT[choice]
 

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
 from convert import Adapter, read_adapter
+from convert.json_object import read_json_object
 from jaxtune.adapters.attach import attach_adapter
 from jaxtune.config import DecoderConfig
 from jaxtune.data.pad_token import with_pad_token
@@ -85,6 +87,7 @@ def load_pretrained(
     range_: Range,
     *,
     dtype: Any = None,
+    mesh: Mesh | None = None,
     fix_tokenizer: bool = True,
     full_finetuning: bool = False,
 ) -> tuple[LanguageModel, Any]:
@@ -94,6 +97,7 @@ def load_pretrained(
       source: Of the model, or of an adapter, whose base is loaded and which is attached trainable.
       range_: Row length and RoPE scaling.
       dtype: Of weights and activations; see `resolve_dtype`.
+      mesh: Devices that each get the weights; None: one device.
       fix_tokenizer: Give the tokenizer a pad token of its own where it has none.
       full_finetuning: Train every weight, in float32.
 
@@ -114,7 +118,7 @@ def load_pretrained(
     if setting.line is not None:
         tqdm.write(setting.line)
     tokenizer = _load_tokenizer((adapter_folder, folder), setting, fix_tokenizer)
-    model = load_model(folder, setting.model_class, setting.config, dtype=compute_dtype)
+    model = load_model(folder, setting.model_class, setting.config, dtype=compute_dtype, mesh=mesh)
     model.carried = Carried(
         tokenizer=tokenizer,
         name_or_path=source.name,
@@ -122,6 +126,7 @@ def load_pretrained(
         config_json=setting.config_json,
         folder=folder,
         base_changes=setting.changes,
+        mesh=mesh,
         max_seq_length=range_.max_seq_length or setting.config.max_position_embeddings,
     )
     if full_finetuning:
@@ -216,9 +221,16 @@ def _load_tokenizer(folders: tuple[Path, ...], setting: _Setting, fix: bool) -> 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if not fix:
         return tokenizer
-    stops = text_part(setting.hf).get("eos_token_id")
-    stops = [stops] if isinstance(stops, int) else list(stops or ())
+    file = folders[-1] / "generation_config.json"
+    generation = read_json_object(file) if file.is_file() else {}
+    stops = {*_stops(text_part(setting.hf)), *_stops(generation)}
     tokenizer, line = with_pad_token(tokenizer, setting.config.vocab_size, eos_token_ids=stops)
     if line is not None:
-        tqdm.write(line)
+        tqdm.write(f"jaxtune: {line}.")
     return tokenizer
+
+
+def _stops(settings: Mapping[str, Any]) -> list[int]:
+    """The ids that end a text, of config.json or generation_config.json."""
+    ids = settings.get("eos_token_id")
+    return [ids] if isinstance(ids, int) else list(ids or ())

@@ -24,3 +24,14 @@ def use_compile_cache(folder: Path | None = None) -> Path | None:
     # This module is the one exception to the rule against changing JAX's configuration.
     jax.config.update("jax_compilation_cache_dir", str(folder))  # noqa: TID251
     return folder
+
+
+def use_cpu() -> None:
+    """Run on the CPU, after another platform failed to start."""
+    jax.config.update("jax_platforms", "cpu")  # noqa: TID251
+
+
+def chosen_platforms() -> str:
+    """The platforms that the user chose (`JAX_PLATFORMS`); "" if JAX chooses."""
+    # pyrefly: ignore[missing-attribute]  jax.config makes its attributes as it starts.
+    return jax.config.jax_platforms or ""

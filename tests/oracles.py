@@ -89,8 +89,8 @@ def oracle_gradients(
 ) -> tuple[float, dict[str, np.ndarray]]:
     """Sum of the shifted token losses, and its gradients.
 
-    With respect to every LoRA tensor, and (under `EMBEDDING`) to the embedding's output: `input_ids`
-    passes through it, `inputs_embeds` by-passes its scaling.
+    With respect to every LoRA tensor, and (under `EMBEDDING`) to the embedding's scaled output,
+    which `inputs_embeds` takes the place of.
     """
     oracle.model.zero_grad()
     ids = torch.tensor(rows)

@@ -67,11 +67,10 @@ def with_pad_token(
         repaired = copy.deepcopy(tokenizer)
         repaired.pad_token = candidates[0]
         return repaired, f"{problem}; its copy pads with {_shown(repaired)}, an entry it had"
-    if len(tokenizer) < vocab_size and _NEW not in tokenizer.get_vocab():
-        repaired = copy.deepcopy(tokenizer)
-        repaired.add_special_tokens({"pad_token": _NEW})
-        if repaired.pad_token_id < vocab_size and repaired.pad_token_id not in taken:
-            return repaired, f"{problem}; its copy pads with {_shown(repaired)}, a new entry"
+    repaired = copy.deepcopy(tokenizer)
+    repaired.add_special_tokens({"pad_token": _NEW})
+    if repaired.pad_token_id < vocab_size and repaired.pad_token_id not in taken:
+        return repaired, f"{problem}; its copy pads with {_shown(repaired)}, a new entry"
     return tokenizer, (
         f"{problem}, and no entry of its vocabulary can pad instead; it stays as it is. Training "
         "here is not affected (padding is masked by length); a trainer that masks the pad token "

@@ -24,6 +24,7 @@ class Carried:
       adapter: Settings of the attached adapter, as written to `adapter_config.json`.
       adapter_request: What `get_peft_model` was asked for; None for an adapter that was read.
       full_finetuning: Every weight is trained; no adapter is added.
+      mesh: Devices that hold the weights and share the rows; None: one device.
       random_state: Seed of what is drawn later, unless it is given then.
     """
 
@@ -37,6 +38,7 @@ class Carried:
     adapter: Any = None
     adapter_request: Any = None
     full_finetuning: bool = False
+    mesh: Any = None
     random_state: int = 3407
 
     def __eq__(self, other: object) -> bool:

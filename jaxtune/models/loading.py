@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 from tqdm.auto import tqdm
 
@@ -21,6 +22,7 @@ from jaxtune.models.build import build
 from jaxtune.models.decoder import CausalLM
 from jaxtune.models.naming import Path as LeafPath
 from jaxtune.models.naming import tensor_names
+from jaxtune.models.placement import replicated
 
 ModelT = TypeVar("ModelT", bound=CausalLM)
 
@@ -31,6 +33,7 @@ def load_model(
     config: DecoderConfig,
     *,
     dtype: DTypeLike,
+    mesh: Mesh | None = None,
     progress: bool = True,
 ) -> ModelT:
     """Build a model and stream its weights in, one tensor at a time; every leaf is frozen.
@@ -42,6 +45,7 @@ def load_model(
       model_class: The family's class, or a subclass of it.
       config: The model's sizes and values.
       dtype: Of the weights on the device.
+      mesh: Devices that each get a copy; None: JAX's default device.
       progress: Show a progress bar, and a line on parts that are skipped.
 
     Returns:
@@ -68,7 +72,7 @@ def load_model(
             disable=not progress,
         ) as bar:
             for leaf in wanted:
-                _set_leaf(model, leaf.path, leaf.read(bar))
+                _set_leaf(model, leaf.path, leaf.read(replicated(mesh), bar))
     return model
 
 
@@ -100,15 +104,16 @@ class _Leaf:
         infos = [self.checkpoint.info(name) for _, name in self.held]
         return sum(math.prod(info.shape) * info.dtype.itemsize for info in infos)
 
-    def read(self, bar: tqdm) -> jax.Array:
+    def read(self, place: NamedSharding | None, bar: tqdm) -> jax.Array:
         """The leaf on the device; a stack is filled in place, one layer's tensor in host memory."""
-        stack = jnp.zeros(self.value.shape, self.value.dtype)
+        stack = jnp.zeros(self.value.shape, self.value.dtype, device=place)
         for layer, name in self.held:
             tensor = self.checkpoint.read(name)
+            value = jax.device_put(tensor, place)
             if layer is None:
-                stack = jnp.asarray(tensor).astype(self.value.dtype)
+                stack = value.astype(self.value.dtype)
             else:
-                stack = _place(stack, tensor, np.int32(layer))
+                stack = _place(stack, value, np.int32(layer))
             # The host's copy may go only when the device has its own.
             stack.block_until_ready()
             bar.update(tensor.nbytes)

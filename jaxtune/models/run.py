@@ -12,10 +12,21 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxtune.layers.cache import KVCache
 
-Remat = Literal["full", "none"]
+Remat = Literal["full", "none", "offload"]
+LAYER_INPUT = "layer_input"
+POLICIES = {
+    "full": None,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[LAYER_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
 Carry = tuple[jax.Array, KVCache | None]
 Layer = Callable[[Any, jax.Array, KVCache | None, jax.Array, int], Carry]
 
@@ -39,7 +50,8 @@ def run_layers(
       layers: L.
       period: Layers a period; what differs inside it is static.
       remat: "full" keeps each layer's input only and computes the rest again in the backward
-        pass; "none" keeps all that the backward pass reads.
+        pass; "none" keeps all that the backward pass reads; "offload" is "full" with the inputs
+        kept in pinned host memory.
 
     Returns:
       The hidden states after the last layer, and the cache.
@@ -48,10 +60,15 @@ def run_layers(
 
     def apply(place: int, carry: Carry, leaves: nnx.State, index: jax.Array) -> Carry:
         here = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, index, keepdims=False), fixed)
-        return layer(nnx.merge(graphdef, leaves, here), *carry, index, place)
+        x, cache = carry
+        if remat == "offload":
+            # Named inside the body: the backward pass begins at the name, and the device's own
+            # copy of the input is no residual.
+            x = checkpoint_name(x, LAYER_INPUT)
+        return layer(nnx.merge(graphdef, leaves, here), x, cache, index, place)
 
-    if remat == "full":
-        apply = jax.checkpoint(apply, prevent_cse=False, static_argnums=0)
+    if remat != "none":
+        apply = jax.checkpoint(apply, prevent_cse=False, static_argnums=0, policy=POLICIES[remat])
 
     def whole_period(carry: Carry, inputs: tuple[nnx.State, jax.Array]) -> tuple[Carry, None]:
         leaves, first = inputs

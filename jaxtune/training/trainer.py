@@ -17,6 +17,7 @@ from jaxtune.adapters.counting import count_parameters
 from jaxtune.data.collate import Window, bucket_lengths, windows, windows_per_epoch
 from jaxtune.data.tokenize import tokenize_dataset
 from jaxtune.language_model import LanguageModel
+from jaxtune.models.placement import devices_of, split_rows
 from jaxtune.optim.registry import create_optimizer
 from jaxtune.optim.schedules import create_schedule
 from jaxtune.training.checkpoint import save_is_due, write_checkpoint
@@ -140,6 +141,11 @@ class SFTTrainer:
         )
         check_rows(self.train_dataset, self.model.config.vocab_size)
 
+    @property
+    def batch_size(self) -> int:
+        """Rows of a micro-batch, on all devices."""
+        return self.args.per_device_train_batch_size * devices_of(self.model.carried.mesh)
+
     def train(self) -> TrainOutput:
         """Run to the end, or to the first callback that asks to stop.
 
@@ -148,7 +154,7 @@ class SFTTrainer:
         """
         runtime.use_compile_cache()
         args, rows = self.args, self.train_dataset.rows
-        size = (args.per_device_train_batch_size, args.gradient_accumulation_steps)
+        size = (self.batch_size, args.gradient_accumulation_steps)
         per_epoch = windows_per_epoch(len(rows), *size)
         total = (
             args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
@@ -260,7 +266,7 @@ class SFTTrainer:
         self._tell("on_train_begin")
         for epoch in range(self.state.num_train_epochs):
             for number, window in enumerate(self._windows(epoch), start=1):
-                batch = window.batch
+                batch = split_rows(window.batch, self.model.carried.mesh)
                 if key is not None:
                     step_key = jax.random.fold_in(key, self.state.global_step)
                     batch = dataclasses.replace(batch, dropout_key=step_key)
@@ -281,7 +287,7 @@ class SFTTrainer:
     def _count(self, epoch: int, number: int, tokens: int) -> None:
         """Note a step of so many tokens, window `number` of its epoch."""
         args, state = self.args, self.state
-        micro_batches = math.ceil(len(self.train_dataset.rows) / args.per_device_train_batch_size)
+        micro_batches = math.ceil(len(self.train_dataset.rows) / self.batch_size)
         done = number * args.gradient_accumulation_steps
         state.epoch = epoch + min(done / micro_batches, 1.0)
         state.num_input_tokens_seen += tokens
@@ -290,7 +296,7 @@ class SFTTrainer:
         lengths = np.array([len(row) for row in self.train_dataset.rows])
         return windows(
             self.train_dataset,
-            batch_size=self.args.per_device_train_batch_size,
+            batch_size=self.batch_size,
             accumulation=self.args.gradient_accumulation_steps,
             buckets=bucket_lengths(lengths, self.max_length),
             seed=self.args.seed,
@@ -328,7 +334,7 @@ class SFTTrainer:
         rows, args = self.train_dataset, self.args
         log.write(
             f"jaxtune: {len(rows.rows):,} rows, {self.state.max_steps:,} steps of "
-            f"{args.per_device_train_batch_size} x {args.gradient_accumulation_steps} rows, "
+            f"{self.batch_size} x {args.gradient_accumulation_steps} rows, "
             f"{trainable:,} of {total:,} parameters trained ({100 * trainable / total:.2f} %)"
         )
         if rows.eos_appended:

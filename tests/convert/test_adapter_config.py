@@ -31,7 +31,14 @@ def saved_by_peft(folder, **options):
 
 def test_writes_the_18_keys_and_no_other():
     assert set(config().to_json_dict()) == KEYS
-    assert {field.name for field in dataclasses.fields(AdapterConfig)} == KEYS
+    fields = {field.name for field in dataclasses.fields(AdapterConfig)}
+    assert fields == KEYS | {"ensure_weight_tying"}
+
+
+def test_writes_the_tie_of_embedding_and_head_only_where_there_is_one():
+    values = config(ensure_weight_tying=True).to_json_dict()
+    assert values == config().to_json_dict() | {"ensure_weight_tying": True}
+    assert AdapterConfig.from_json_dict(values) == config(ensure_weight_tying=True)
 
 
 def test_writes_lists_where_json_has_lists():
@@ -70,13 +77,22 @@ def test_peft_reads_every_key_with_our_value(tmp_path):
         {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 1}},
         {"layers_to_transform": [0], "layers_pattern": ["layers"], "init_lora_weights": "gaussian"},
         {"task_type": None},
+        {"layers_to_transform": 0, "layers_pattern": "layers", "exclude_modules": []},
+        {"init_lora_weights": "orthogonal", "bias": "lora_only"},
     ],
-    ids=["plain", "regex", "rslora", "patterns", "layers", "no-task"],
+    ids=["plain", "regex", "rslora", "patterns", "layers", "no-task", "one-layer", "orthogonal"],
 )
 def test_reads_what_peft_writes(tmp_path, options):
     theirs = saved_by_peft(tmp_path, **options)
     ours = AdapterConfig.from_json_dict(theirs).to_json_dict()
     assert ours == {key: theirs[key] for key in KEYS}
+
+
+def test_reads_the_tie_that_peft_writes(tmp_path):
+    theirs = saved_by_peft(tmp_path, modules_to_save=["embed_tokens"], ensure_weight_tying=True)
+    ours = AdapterConfig.from_json_dict(theirs)
+    assert ours.ensure_weight_tying is True
+    assert ours.modules_to_save == ("embed_tokens",)
 
 
 def test_reads_the_smaller_key_set_of_an_old_peft():
@@ -113,6 +129,12 @@ def test_eva_initialisation_is_dropped_because_its_effect_is_in_the_tensors():
     assert AdapterConfig.from_json_dict(eva).init_lora_weights is True
 
 
+def test_an_empty_list_of_whole_modules_is_none():
+    assert AdapterConfig.from_json_dict(SMALL | {"modules_to_save": []}) == config(
+        base_model_name_or_path=None
+    )
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -129,7 +151,6 @@ def test_eva_initialisation_is_dropped_because_its_effect_is_in_the_tensors():
         ("loftq_config", {"loftq_bits": 4}),
         ("trainable_token_indices", [3]),
         ("exclude_modules", ["lm_head"]),
-        ("ensure_weight_tying", True),
         ("use_bdlora", {"nblocks": 2}),
         ("a_key_of_a_later_peft", 1),
         ("peft_type", "IA3"),
@@ -168,7 +189,7 @@ def test_missing_required_key_is_named(key):
         ("lora_dropout", 1.0),
         ("lora_dropout", -0.1),
         ("bias", "some"),
-        ("modules_to_save", []),
+        ("ensure_weight_tying", 1),
         ("modules_to_save", "lm_head"),
         ("use_rslora", 1),
         ("inference_mode", None),
@@ -209,6 +230,13 @@ def test_alpha_of_a_module_is_the_first_pattern_that_names_it():
     assert ours.alpha_for("model.layers.1.mlp.up_proj") == 3
     assert ours.alpha_for("model.layers.1.mlp.down_proj") == 8
     assert config(alpha_pattern={"up_.*": 3}).alpha_for("up_proj") is None
+
+
+def test_scale_is_alpha_over_the_rank_or_its_root():
+    ours = config(alpha_pattern={"up_proj": 3, "down_.*": 1})
+    assert ours.scale_for("model.layers.0.mlp.up_proj", 4) == 0.75
+    assert ours.scale_for("model.layers.0.mlp.down_proj", 4) is None
+    assert config(use_rslora=True).scale_for("q_proj", 16) == 2.0
 
 
 def test_rank_is_unknown_under_a_regular_expression():

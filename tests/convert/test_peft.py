@@ -10,8 +10,9 @@ import torch
 
 from convert.adapter_config import AdapterConfig
 from convert.errors import CheckpointError
-from convert.peft import CONFIG_FILE, TENSORS_FILE, read_adapter, write_adapter
-from tests.convert.conftest import TARGETS, tiny_llama, wrap
+from convert.peft import CONFIG_FILE, TENSORS_FILE, open_adapter, read_adapter, write_adapter
+from tests.convert.conftest import FAMILIES, TARGETS, load, tiny_llama, train, wrap
+from tests.convert.conftest import logits as logits_of
 
 # peft 0.21 reads a property that transformers 5.23 renamed.
 pytestmark = pytest.mark.filterwarnings(
@@ -78,6 +79,72 @@ def test_what_we_write_gives_peft_the_same_logits(tmp_path, options):
     wanted = logits(model)
     assert not torch.allclose(wanted, logits(tiny_llama()), atol=1e-2)
     assert torch.equal(logits(loaded(tmp_path / "ours")), wanted)
+
+
+RICH = {
+    "llama": {"bias": "all", "modules_to_save": ["lm_head", "embed_tokens"], "use_rslora": True},
+    "mistral": {"target_modules": r".*layers\.1\..*_proj", "bias": "lora_only"},
+    "gemma": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    "gemma2": {
+        "target_modules": "all-linear",
+        "exclude_modules": ["model.layers.0.mlp.up_proj", "lm_head"],
+        "rank_pattern": {"q_proj": 2},
+    },
+    "gemma3_text": {"layers_to_transform": 1, "layers_pattern": "layers", "exclude_modules": []},
+    "gemma3": {
+        "target_modules": "all-linear",
+        "bias": "all",
+        "modules_to_save": ["embed_tokens", "multi_modal_projector"],
+        "ensure_weight_tying": True,
+    },
+}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_adapter_of_any_family_is_rewritten_as_it_was(tmp_path, bases, family):
+    options = {"r": 3, "lora_alpha": 6, "target_modules": TARGETS} | RICH[family]
+    trained = train(bases[family], tmp_path / "theirs", **options)
+    adapter = read_adapter(trained.adapter)
+    write_adapter(tmp_path / "ours", adapter.tensors, adapter.config)
+    ours, theirs = (
+        safetensors.torch.load_file(tmp_path / w / TENSORS_FILE) for w in ("ours", "theirs")
+    )
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert ours[name].dtype == tensor.dtype
+        assert torch.equal(ours[name], tensor)
+    again = peft.PeftModel.from_pretrained(load(bases[family]), tmp_path / "ours").eval()
+    assert torch.equal(logits_of(again), trained.logits)
+
+
+def test_excluded_modules_become_the_list_of_those_that_are_left(tmp_path):
+    write_adapter(tmp_path, pair(), config())
+    values = json.loads((tmp_path / CONFIG_FILE).read_text())
+    values |= {"target_modules": r".*_proj", "exclude_modules": r".*v_proj"}
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(values))
+    assert read_adapter(tmp_path).config == config(
+        target_modules=[MODULE.removeprefix("base_model.model.")]
+    )
+
+
+def test_opening_reads_no_tensor(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("a tensor was read")
+
+    write_adapter(tmp_path, pair(), config())
+    monkeypatch.setattr("safetensors.safe_open", fail)
+    opened, tensors = open_adapter(tmp_path)
+    assert opened == config()
+    assert tensors.names == (A, B)
+
+
+def test_a_parameter_of_a_whole_module_may_have_any_name(tmp_path):
+    odd = {"base_model.model.model.projector.input_weight": np.ones((2, 2), np.float32)}
+    with pytest.raises(CheckpointError, match="input_weight"):
+        write_adapter(tmp_path, pair() | odd, config())
+    write_adapter(tmp_path, pair() | odd, config(modules_to_save=["projector"]))
+    assert set(read_adapter(tmp_path).tensors) == {A, B, *odd}
 
 
 @pytest.mark.parity

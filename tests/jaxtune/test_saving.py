@@ -1,4 +1,4 @@
-"""Merged and fully tuned models as transformers reads them, tensor by tensor and by their logits."""
+"""Merged and fully tuned models as transformers reads them: each tensor, and the logits."""
 
 import functools
 import json

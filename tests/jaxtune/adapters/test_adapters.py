@@ -3,24 +3,20 @@
 import io
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import peft
 import pytest
 import torch
 import transformers
+from flax import nnx
 
 from convert import read_adapter
-from jaxtune.adapters.inject import PROJECTIONS, inject_lora, match_projections
-from jaxtune.adapters.peft_form import lora_specs
+from jaxtune.adapters.inject import inject_lora
+from jaxtune.adapters.targets import PROJECTIONS, select_modules
 from jaxtune.api import FastLanguageModel
-from jaxtune.config import DecoderConfig
-from jaxtune.errors import IncompatibleCheckpointError, NotBuiltYetError
-from jaxtune.language_model import with_verbs
-from jaxtune.models.build import build
-from jaxtune.models.gemma import Gemma2ForCausalLM
-from jaxtune.models.llama import LlamaForCausalLM
-from jaxtune.models.configuration import read_hf_config
+from jaxtune.errors import IncompatibleCheckpointError
 from tests.families import VARIANTS
 from tests.loaded import load_adapted, load_base
 from tests.oracles import Oracle, make_oracle, random_rows
@@ -136,11 +132,81 @@ def test_padding_rows_stay_zero_under_training(oracle: Oracle) -> None:
 
 def test_targets_follow_pefts_name_rule(oracle: Oracle) -> None:
     model = load_base(oracle.folder)
-    assert match_projections(model, ["proj", "q_proj"][1:]) == ["self_attn.q_proj"]
-    assert match_projections(model, ["mlp.up_proj"]) == ["mlp.up_proj"]
+    everywhere = [f"model.layers.{layer}.mlp.up_proj" for layer in range(3)]
+    assert select_modules(model, ["up_proj"]) == everywhere
+    assert select_modules(model, ["mlp.up_proj"]) == everywhere
+    assert select_modules(model, ["layers.1.mlp.up_proj"]) == everywhere[1:2]
+    assert len(select_modules(model, "all-linear")) == 3 * len(PROJECTIONS)
     for wrong in (["proj"], ["q_proj", "nothing"], []):
         with pytest.raises(ValueError, match="`target_modules` must be a list of projections"):
-            match_projections(model, wrong)
+            select_modules(model, wrong)
+    with pytest.raises(ValueError, match="matches none of 21"):
+        select_modules(model, "q_proj")
+    with pytest.raises(ValueError, match="must be a regular expression"):
+        select_modules(model, "(")
+    with pytest.raises(ValueError, match="matches `lm_head` too"):
+        select_modules(model, r".*(up_proj|lm_head)")
+    for layers in ([3], [], [-1], 7):
+        with pytest.raises(ValueError, match="layer indices from 0 to 2"):
+            select_modules(model, ["q_proj"], layers_to_transform=layers)
+    with pytest.raises(ValueError, match="goes with a list"):
+        select_modules(model, ".*q_proj", layers_to_transform=[0])
+    with pytest.raises(ValueError, match="needs `layers_to_transform`"):
+        select_modules(model, ["q_proj"], layers_pattern="layers")
+    with pytest.raises(ValueError, match="must name the model's list of layers"):
+        select_modules(model, ["q_proj"], layers_to_transform=[0], layers_pattern="blocks")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"r": 0}, "`r` of a LoRA adapter"),
+        ({"lora_dropout": 1.0}, "`lora_dropout` of a LoRA adapter"),
+        ({"bias": "some"}, "`bias` of a LoRA adapter"),
+        ({"modules_to_save": ["nothing"]}, "`modules_to_save` must name modules"),
+        ({"modules_to_save": ["0.mlp.up_proj"]}, "in every layer or in none"),
+        ({"rank_pattern": {"nothing": 2}}, "`rank_pattern` must be a name or regular expression"),
+        ({"alpha_pattern": {"nothing": 2}}, "`alpha_pattern` must be a name or regular"),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["q_proj"]}, "at least one projection"),
+        ({"init_lora_weights": "pissa"}, "`init_lora_weights`"),
+        ({"init_lora_weights": "orthogonal"}, r"not\s+built yet"),
+        ({"use_dora": True}, "use_dora=True is not built yet"),
+        ({"finetune_last_n_layers": 4}, "`finetune_last_n_layers` must be 1 to 3"),
+        ({"max_seq_length": 1000}, "`max_seq_length` of get_peft_model must be <= 128"),
+    ],
+)
+def test_a_wrong_option_is_refused_and_changes_nothing(
+    oracle: Oracle, options: dict[str, Any], message: str
+) -> None:
+    model = load_base(oracle.folder)
+    before = nnx.graphdef(model)
+    with pytest.raises((ValueError, NotImplementedError), match=message):
+        FastLanguageModel.get_peft_model(model, **options)
+    assert nnx.graphdef(model) == before
+    assert model.carried.adapter is None
+
+
+def test_the_last_layers_can_be_adapted(oracle: Oracle) -> None:
+    model = FastLanguageModel.get_peft_model(load_base(oracle.folder), finetune_last_n_layers=2)
+    assert model.model.layers.mlp.up_proj.lora.ranks == (0, 16, 16)
+    assert model.carried.adapter.layers_to_transform == (1, 2)
+    assert "q_proj" in model.carried.adapter.target_modules
+
+
+def test_the_other_initialisations(oracle: Oracle) -> None:
+    def parts(init: bool | str) -> tuple[np.ndarray, np.ndarray]:
+        base = load_base(oracle.folder)
+        model = FastLanguageModel.get_peft_model(base, r=16, init_lora_weights=init)
+        projection = model.model.layers.mlp.gate_proj
+        return np.asarray(projection.lora_A[...]), np.asarray(projection.lora_B[...])
+
+    a, b = parts("gaussian")
+    assert a.std() == pytest.approx(1 / 16, rel=0.1)
+    assert not b.any()
+    a, b = parts(False)  # torch's own initialisation of a linear layer, on both sides
+    assert np.abs(a).max() <= 1 / np.sqrt(32)
+    assert np.abs(b).max() <= 1 / np.sqrt(16)
+    assert b.std() == pytest.approx(1 / np.sqrt(16) / np.sqrt(3), rel=0.1)
 
 
 def test_a_second_adapter_is_refused_and_the_same_one_accepted(oracle: Oracle) -> None:
@@ -148,8 +214,6 @@ def test_a_second_adapter_is_refused_and_the_same_one_accepted(oracle: Oracle) -
     assert FastLanguageModel.get_peft_model(model, r=4) is model
     with pytest.raises(TypeError, match="one adapter"):
         FastLanguageModel.get_peft_model(model, r=8)
-    with pytest.raises(NotBuiltYetError, match="bias"):
-        FastLanguageModel.get_peft_model(load_base(oracle.folder), bias="all")
 
 
 def test_rslora_divides_by_the_root(oracle: Oracle) -> None:
@@ -157,8 +221,6 @@ def test_rslora_divides_by_the_root(oracle: Oracle) -> None:
         load_base(oracle.folder), r=16, lora_alpha=8, use_rslora=True
     )
     assert model.model.layers.mlp.up_proj.lora.scales == (2.0, 2.0, 2.0)
-    specs = lora_specs(model.carried.adapter, ["mlp.up_proj"], 1)
-    assert specs["mlp.up_proj"].scales == (2.0,)
 
 
 def test_an_adapter_for_another_model_is_refused(

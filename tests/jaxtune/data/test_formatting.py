@@ -1,5 +1,7 @@
 """`formatting_func`: the forms that scripts use, told apart by as few calls as possible."""
 
+import copy
+
 import datasets
 import jinja2
 import pytest
@@ -131,6 +133,19 @@ def test_a_batch_may_leave_rows_out(tokenizer):
     assert ids(result) == ids_of(["a b", "c"])
 
 
+def test_a_row_that_gives_nothing_in_either_reading_does_not_tell(tokenizer):
+    """The next one does, else batches were taken for rows, and characters for texts."""
+
+    def function(batch):
+        pairs = zip(batch["question"], batch["answer"], strict=False)
+        return [question for question, answer in pairs if answer]
+
+    rows = [{"question": "h", "answer": ""}, *to_rows(COLUMNS)]
+    counted = Counted(function)
+    assert ids(tokenized(rows, tokenizer, formatting_func=counted)) == ids_of(["a b", "c"])
+    assert counted.calls[-1]["question"] == COLUMNS["question"]
+
+
 def test_an_empty_column_does_not_mislead(tokenizer):
     """`zip` over the characters of an empty input makes no text of the first row."""
 
@@ -179,14 +194,21 @@ def test_chats_are_rendered_row_by_row_or_in_batches(tokenizer, form, template):
     assert ids(result) == ids_of(["a b", "c d e"])
 
 
-def test_a_function_that_changes_its_row_changes_no_data(tokenizer):
-    def function(batch):
-        for messages in batch["conversations"]:
-            messages.insert(0, {"role": "system", "content": "h"})
-        return {"text": [" ".join(m["content"] for m in c) for c in batch["conversations"]]}
+@pytest.mark.parametrize("of_batch", [True, False], ids=["batch", "row"])
+@pytest.mark.parametrize("as_table", [True, False], ids=["table", "list"])
+def test_a_function_that_changes_its_row_is_asked_with_copies(tokenizer, of_batch, as_table):
+    """The answers of the calls that tell its form are thrown away, what they change as well."""
 
-    dataset = datasets.Dataset.from_dict(CHATS)
-    result = tokenized(dataset, tokenizer, formatting_func=function)
+    def insert(messages):
+        messages.insert(0, {"role": "system", "content": "h"})
+        return " ".join(message["content"] for message in messages)
+
+    functions = {
+        True: lambda batch: [insert(messages) for messages in batch["conversations"]],
+        False: lambda row: insert(row["conversations"]),
+    }
+    dataset = datasets.Dataset.from_dict(CHATS) if as_table else copy.deepcopy(to_rows(CHATS))
+    result = tokenized(dataset, tokenizer, formatting_func=functions[of_batch])
     assert ids(result) == ids_of(["h a b", "h c d e"])
 
 

@@ -97,6 +97,7 @@ def test_a_new_entry_takes_a_row_that_the_model_has_to_spare():
     assert len(tokenizer) == SIZE
     full, line = with_pad_token(tokenizer, SIZE)
     assert full is tokenizer
+    assert (len(tokenizer), tokenizer.pad_token) == (SIZE, None)
     assert "no entry of its vocabulary can pad" in line
 
 

@@ -122,6 +122,9 @@ def test_refuses_a_formatting_func_beside_tokens(tokenizer):
 def test_trls_masks_and_packed_rows_are_not_built_yet(tokenizer, name):
     with pytest.raises(NotBuiltYetError, match=rf"column `{name}` are not built yet\. Give `labe"):
         tokenized(row(**{name: [0, 1]}), tokenizer)
+    if name == "seq_lengths":  # Labels do not keep documents apart.
+        with pytest.raises(NotBuiltYetError, match="one document a row"):
+            tokenized(row(labels=[3, 4], seq_lengths=[1, 1]), tokenizer)
 
 
 def test_labels_say_what_a_mask_would(tokenizer):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from jaxtune.language_model import LanguageModel
-from tests.families import VARIANTS
+from tests.families import BY_NAME, VARIANTS
 from tests.loaded import load_adapted
 from tests.oracles import Oracle, make_oracle, random_rows
 
@@ -16,10 +16,10 @@ LENGTHS = (9, 4, 13)  # Gemma's window is 7: prompts on both sides of it
 NEW = 12
 
 
-@pytest.fixture(scope="module", params=[1, 3], ids=[VARIANTS[1].name, VARIANTS[3].name])
+@pytest.fixture(scope="module", params=["gemma2-five-layers", "gemma3-tail-two-ropes"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder = tmp_path_factory.mktemp("generate")
-    oracle = make_oracle(VARIANTS[request.param], folder, initializer_range=0.3)
+    oracle = make_oracle(VARIANTS[BY_NAME[request.param]], folder, initializer_range=0.3)
     return oracle, load_adapted(oracle.adapter_folder)
 
 

@@ -18,6 +18,7 @@ from jaxtune.models.build import build
 from jaxtune.models.decoder import CausalLM, default_positions
 from jaxtune.models.gemma2 import Gemma2ForCausalLM
 from jaxtune.training.step import loss, split
+from tests.tolerances import relative_error, tolerance
 
 ROPE = RopeSpec(rope_type="default", rope_theta=100.0)
 CONFIG = DecoderConfig(
@@ -84,6 +85,24 @@ def test_full_rematerialisation_keeps_each_layers_input_only() -> None:
     assert temporary["none"] - temporary["full"] > mlp
     assert temporary["full"] < temporary["none"] / 2
     assert temporary["full"] > kept
+
+
+def test_what_the_backward_pass_keeps_changes_no_gradient() -> None:
+    model = build(Gemma2ForCausalLM, CONFIG, "random", initializer_range=0.3)
+    spec = LoraSpec(ranks=(2,) * 5, scales=(1.0,) * 5, dropout=0.0)
+    inject_lora(model, dict.fromkeys(projections(model), spec), seed=0)
+    rows = np.random.default_rng(0).integers(0, 64, (2, 16)).astype(np.int32)
+    batch = Batch(input_ids=rows, labels=rows, layout="causal")
+    gradients = {}
+    for remat in ("full", "none", "offload"):
+        model.model.remat = remat
+        gradient = jax.jit(jax.grad(loss, argnums=1, has_aux=True), static_argnums=0)
+        gradients[remat] = jax.tree.leaves(gradient(*split(model), batch)[0])
+    for remat in ("none", "offload"):
+        pairs = zip(gradients[remat], gradients["full"], strict=True)
+        errors = [relative_error(*pair) for pair in pairs]
+        assert max(errors) <= tolerance("float32", "window_gradient")
+    assert max(np.abs(leaf).max() for leaf in gradients["full"]) > 0
 
 
 def test_a_packed_row_may_be_longer_than_the_range() -> None:

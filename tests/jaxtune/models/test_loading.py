@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file, save_file
-
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
 from jaxtune import FastLanguageModel
 from jaxtune.errors import (
@@ -22,11 +21,11 @@ from jaxtune.errors import (
 )
 from jaxtune.models.configuration import read_hf_config
 from jaxtune.models.precision import resolve_dtype
+from pallas_kernels import Unsupported
 from tests.base_install import write_model
 from tests.families import VARIANTS
 from tests.loaded import load_base
 from tests.oracles import make_oracle, oracle_logits, random_rows
-from pallas_kernels import Unsupported
 from tests.tolerances import relative_error
 
 
@@ -216,3 +215,45 @@ def test_a_copied_folder_loads_from_anywhere(folder: Path, tmp_path: Path) -> No
     for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(folder / name, copy / name)
     assert load(copy)[1] is not None
+
+
+def shard(folder: Path) -> list[Path]:
+    """Split the weights over two files with an index."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names, files = sorted(weights), []
+    for number, part in enumerate((names[::2], names[1::2]), start=1):
+        files.append(folder / f"model-{number:05}-of-00002.safetensors")
+        save_file({name: weights[name] for name in part}, files[-1])
+    index = {name: files[number % 2].name for number, name in enumerate(names)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    return files
+
+
+def test_shards_load_and_damaged_ones_are_refused(folder: Path) -> None:
+    whole = load(folder)[0]
+    files = shard(folder)
+    rows = np.array([[1, 5, 7]], np.int32)
+    np.testing.assert_array_equal(load(folder)[0](rows), whole(rows))
+    data = files[1].read_bytes()
+    files[1].write_bytes(data[:-7])
+    with pytest.raises(ValueError, match=r"must fill the file; got .* bytes of data; wanted"):
+        load(folder)
+    files[1].write_bytes(data[:20])
+    with pytest.raises(ValueError, match=r"header .* must fit in the file"):
+        load(folder)
+    files[1].unlink()
+    with pytest.raises(ValueError, match=r"model-00002-of-00002\.safetensors must exist"):
+        load(folder)
+
+
+def test_a_tokenizer_without_a_pad_token_gets_one(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, kept = load(folder, fix_tokenizer=False)
+    assert kept.pad_token is None
+    model, tokenizer = load(folder)
+    assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
+    assert tokenizer.pad_token_id < model.config.vocab_size
+    assert "pad" in capsys.readouterr().out
+    assert model.carried.tokenizer is tokenizer

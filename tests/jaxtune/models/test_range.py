@@ -1,4 +1,4 @@
-"""Rows beyond a model's range, and other RoPE scalings: transformers' logits under the same config."""
+"""Rows beyond a model's range, other RoPE scalings: transformers' logits of the same config."""
 
 import json
 import re

@@ -1,0 +1,114 @@
+"""The targets of `python -m convert`: one row each, with its options and its function."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from convert.companions import tokenizer_files
+from convert.errors import broken, shown
+from convert.merged import plan_merge
+from convert.peft import open_adapter, read_adapter, write_adapter
+from convert.rounding import WEIGHT_DTYPES
+from convert.tensors import copy_file
+
+# Called after each tensor with the bytes written so far and those of the whole.
+Meter = Callable[[int, int], None]
+_DTYPES = {str(dtype): dtype for dtype in WEIGHT_DTYPES}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exporter:
+    """One target.
+
+    Attributes:
+      summary: What it writes, in a line.
+      example: A command that shows it.
+      add_options: Adds the options that it takes beside SRC and OUT.
+      export: Writes OUT from the parsed options, tells the meter, and returns a line that says
+        what was written and how to load it.
+    """
+
+    summary: str
+    example: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    export: Callable[[argparse.Namespace, Meter], str]
+
+
+def _export_peft(options: argparse.Namespace, meter: Meter) -> str:
+    """Rewrite an adapter in the plain form."""
+    adapter = read_adapter(options.src)
+    write_adapter(options.out, adapter.tensors, adapter.config)
+    for name, file in tokenizer_files(options.src).items():
+        copy_file(file, options.out / name)
+    size = sum(array.nbytes for array in adapter.tensors.values())
+    meter(size, size)
+    return (
+        f"Wrote {options.out}: {len(adapter.tensors)} tensors, {size / 1e6:.1f} MB. Load it with "
+        f"peft.PeftModel.from_pretrained(base_model, {str(options.out)!r})."
+    )
+
+
+def _add_merged_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--base",
+        type=Path,
+        metavar="FOLDER",
+        help="the base model's folder; by default the one that adapter_config.json names",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=sorted(_DTYPES),
+        help="of the merged weights; by default the base's if that has 16 bits, else bfloat16",
+    )
+
+
+def _export_merged(options: argparse.Namespace, meter: Meter) -> str:
+    """Merge an adapter into its base."""
+    base = options.base or _base_of(options.src)
+    done = 0
+
+    with plan_merge(base, options.src, dtype=_DTYPES.get(options.dtype)) as plan:
+
+        def count(_: str, size: int) -> None:
+            nonlocal done
+            done += size
+            meter(done, plan.nbytes)
+
+        plan.write(options.out, progress=count)
+        return (
+            f"Wrote {options.out}: {len(plan.tensors)} tensors, {plan.nbytes / 1e6:.1f} MB, "
+            f"{plan.config['dtype']}. Load it with "
+            f"transformers.AutoModelForCausalLM.from_pretrained({str(options.out)!r})."
+        )
+
+
+def _base_of(adapter: Path) -> Path:
+    """The local folder that an adapter's configuration names as its base."""
+    config, tensors = open_adapter(adapter)
+    tensors.close()
+    name = config.base_model_name_or_path
+    if not name or not Path(name).is_dir():
+        raise broken(
+            f"The base model of {adapter} must be a local folder",
+            got=f"base_model_name_or_path {shown(name)} in adapter_config.json",
+            wanted="a folder with config.json and safetensors",
+            cure="Download the model and pass its folder: --base FOLDER.",
+        )
+    return Path(name)
+
+
+EXPORTERS: dict[str, Exporter] = {
+    "peft": Exporter(
+        summary="a LoRA adapter of any PEFT, in the plain form that old and new PEFT read",
+        example="python -m convert peft outputs/checkpoint-60 my-adapter",
+        add_options=lambda _: None,
+        export=_export_peft,
+    ),
+    "merged": Exporter(
+        summary="a full Hugging Face model: the adapter merged into its base",
+        example="python -m convert merged my-adapter my-model --base Llama-3.2-1B --dtype bfloat16",
+        add_options=_add_merged_options,
+        export=_export_merged,
+    ),
+}

@@ -1,0 +1,64 @@
+"""Where arrays live when a model is given a mesh of devices: weights on each, rows split."""
+
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxtune.errors import NotBuiltYetError
+
+
+def data_mesh(mesh: Any) -> Mesh | None:
+    """The mesh over whose devices rows are split.
+
+    Args:
+      mesh: None, or a `jax.sharding.Mesh` of one axis.
+
+    Returns:
+      None, or the mesh with an axis that the compiler may split arrays over as it sees fit; those
+      of `jax.make_mesh` may ask for annotations in the types instead.
+
+    Raises:
+      TypeError: Not a mesh.
+      NotBuiltYetError: A mesh of several axes: weights are not sharded yet.
+    """
+    if mesh is None:
+        return None
+    if not isinstance(mesh, Mesh):
+        raise TypeError(
+            "`mesh` must be a jax.sharding.Mesh or None; got "
+            f"{type(mesh).__name__}. Pass jax.make_mesh((2,), ('data',))."
+        )
+    if len(mesh.axis_names) != 1:
+        raise NotBuiltYetError(
+            "`mesh` must have one axis, over which rows are split; got "
+            f"{mesh.axis_names}. Sharded weights are not built yet: pass "
+            f"jax.make_mesh(({mesh.size},), ('data',))."
+        )
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh | None) -> NamedSharding | None:
+    """A copy on every device of the mesh; None, JAX's default device, without one."""
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec())
+
+
+def split_rows(batch: Any, mesh: Mesh | None) -> Any:
+    """Spread the rows of a batch's arrays over the mesh.
+
+    Args:
+      batch: A pytree whose arrays have rows on their first axis, a multiple of the devices.
+      mesh: Of one axis, or None.
+
+    Returns:
+      The batch on the devices; itself without a mesh.
+    """
+    if mesh is None:
+        return batch
+    rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    return jax.tree.map(lambda array: jax.device_put(array, rows), batch)
+
+
+def devices_of(mesh: Mesh | None) -> int:
+    """Devices that take part in a step."""
+    return 1 if mesh is None else mesh.size

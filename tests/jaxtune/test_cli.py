@@ -1,0 +1,126 @@
+"""The command line: quick and telling help, one readable line for an error, exit statuses."""
+
+import importlib.util
+import re
+import statistics
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from jaxtune import cli
+from jaxtune.errors import NotBuiltYetError, UnsupportedModelError
+from jaxtune.quickstart import run as quickstart
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("jax", "flax", "optax", "transformers", "datasets", "torch", "numpy")
+
+
+def fresh(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "jaxtune", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_help_takes_half_a_second_and_teaches():
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = fresh("--help")
+        seconds.append(time.perf_counter() - start)
+    assert statistics.median(seconds) <= 0.5
+    assert done.returncode == 0
+    assert "\n    jaxtune quickstart\n" in done.stdout
+    assert "--model HuggingFaceTB/SmolLM2-135M --dataset rows.jsonl" in done.stdout
+    assert fresh().stdout == done.stdout
+
+
+def test_help_imports_nothing_heavy():
+    program = (
+        "import sys, jaxtune.cli\n"
+        "try: jaxtune.cli.main(['quickstart', '--help'])\n"
+        f"finally: sys.stderr.write(repr([m for m in {HEAVY} if m in sys.modules]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == "[]"
+
+
+def test_only_commands_that_exist_are_listed(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert "jaxtune [-h] {quickstart}\n" in capsys.readouterr().out
+    for _, module in cli.COMMANDS.values():
+        assert importlib.util.find_spec(module) is not None
+
+
+def test_every_option_of_quickstart_is_explained(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["quickstart", "--help"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    for option in ("--model", "--dataset", "--output", "--steps", "--seed"):
+        assert re.search(rf"{option} [A-Z]+ +\w+", out), option
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["quikstart"], "quickstart"),
+        (["quickstart", "--stps", "3"], "--steps"),
+        (["quickstart", "--steps", "many"], "many"),
+        (["quickstart", "--steps", "0"], "--steps must be >= 1; got 0"),
+        (["quickstart", "--seed", "-1"], "--seed must be >= 0; got -1"),
+        (["quickstart", "--model", "x"], "Add --dataset"),
+        (["quickstart", "--dataset", "x"], "Add --model"),
+        (["quickstart", "--output", str(ROOT / "README.md")], "is a file"),
+    ],
+)
+def test_wrong_arguments_are_explained_with_status_2(capsys, arguments, said):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError, UnsupportedModelError, NotBuiltYetError, FileNotFoundError, ConnectionError],
+)
+def test_an_error_of_the_library_is_one_message_with_status_2(monkeypatch, capsys, error):
+    def fail(_):
+        raise error("the rule; what was got; what to do.")
+
+    monkeypatch.setattr(quickstart, "run", fail)
+    assert cli.main(["quickstart"]) == 2
+    assert capsys.readouterr().err == "\njaxtune: the rule; what was got; what to do.\n"
+
+
+def test_a_fault_keeps_its_traceback(monkeypatch):
+    def fail(_):
+        raise KeyError("a fault of the program")
+
+    monkeypatch.setattr(quickstart, "run", fail)
+    with pytest.raises(KeyError):
+        cli.main(["quickstart"])
+
+
+def test_ctrl_c_ends_with_a_short_line_and_status_130(monkeypatch, capsys):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quickstart, "run", interrupt)
+    assert cli.main(["quickstart"]) == 130
+    assert capsys.readouterr().err == "\njaxtune: stopped.\n"
+
+
+def test_the_status_is_the_processs():
+    assert fresh("quickstart", "--model", "x").returncode == 2
+
+
+def test_the_program_is_declared():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert declared == {"jaxtune": f"{cli.main.__module__}:{cli.main.__name__}"}
