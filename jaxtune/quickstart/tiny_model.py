@@ -86,7 +86,7 @@ def train(model: LanguageModel, tokenizer: Any, trained: list[str], options: Qui
             max_steps=options.steps or STEPS,
             per_device_train_batch_size=32,
             gradient_accumulation_steps=1,
-            learning_rate=1e-2,
+            learning_rate=5e-3,
             warmup_steps=5,
             seed=options.seed,
         ),
