@@ -76,7 +76,7 @@ def _run(options: Quickstart) -> int:
             max_steps=options.steps or STEPS,
             per_device_train_batch_size=32,
             gradient_accumulation_steps=1,
-            learning_rate=1e-2,
+            learning_rate=5e-3,
             warmup_steps=5,
             seed=options.seed,
         ),
