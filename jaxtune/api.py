@@ -134,24 +134,7 @@ class FastLanguageModel:
           UnsupportedModelError: The configuration asks for maths not computed here.
           ModelNotFoundError: No such folder or repository, or no access to it.
         """
-        _check_neutral(
-            load_in_8bit=load_in_8bit,
-            device_map=device_map,
-            trust_remote_code=trust_remote_code,
-            resize_model_vocab=resize_model_vocab,
-            use_exact_model_name=use_exact_model_name,
-            offload_embedding=offload_embedding,
-            float32_mixed_precision=float32_mixed_precision,
-            fast_inference=fast_inference,
-            gpu_memory_utilization=gpu_memory_utilization,
-            float8_kv_cache=float8_kv_cache,
-            max_lora_rank=max_lora_rank,
-            disable_log_stats=disable_log_stats,
-            qat_scheme=qat_scheme,
-            load_in_fp8=load_in_fp8,
-            unsloth_tiled_mlp=unsloth_tiled_mlp,
-            text_only=text_only,
-        )
+        _check_neutral(locals())
         if load_in_4bit and not (load_in_16bit or full_finetuning):
             raise NotBuiltYetError(
                 "load_in_4bit=True is not built yet; pass load_in_4bit=False for 16-bit LoRA."
@@ -242,13 +225,7 @@ class FastLanguageModel:
           TypeError: The model has an adapter with other settings.
           ValueError: A value is out of range, or a target matches nothing.
         """
-        _check_neutral(
-            loftq_config=loftq_config,
-            temporary_location=temporary_location,
-            qat_scheme=qat_scheme,
-            target_parameters=target_parameters,
-            ensure_weight_tying=ensure_weight_tying,
-        )
+        _check_neutral(locals())
         if use_dora:
             raise NotBuiltYetError("use_dora=True is not built yet; pass use_dora=False.")
         remat = model.model.remat
@@ -297,9 +274,10 @@ class FastLanguageModel:
         return model
 
 
-def _check_neutral(**given: Any) -> None:
-    """Refuse an argument that scripts may pass, at a value that would have to do something."""
-    for name, value in given.items():
+def _check_neutral(arguments: Mapping[str, Any]) -> None:
+    """Refuse an argument of `NEUTRAL` at a value that would have to do something."""
+    for name in arguments.keys() & NEUTRAL.keys():
+        value = arguments[name]
         if not any(value == neutral for neutral in NEUTRAL[name]):
             raise NotBuiltYetError(
                 f"`{name}` must be one of {list(NEUTRAL[name])}, which changes nothing; got "

@@ -2,6 +2,7 @@
 
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -47,27 +48,36 @@ def run(options: Quickstart) -> int:
         return _run(options)
 
 
-def _run(options: Quickstart) -> int:
-    folder = str(packaged_model_folder())
-    say("1. Loading the tiny Llama that ships with jaxtune")
-    model, tokenizer = FastLanguageModel.from_pretrained(
-        folder,
+def load() -> tuple[LanguageModel, Any]:
+    """The packaged model in float32, and its tokenizer."""
+    return FastLanguageModel.from_pretrained(
+        str(packaged_model_folder()),
         max_seq_length=ROW,
         dtype="float32",
         load_in_4bit=False,
         use_gradient_checkpointing=False,
     )
-    say(
-        f"   It knows {len(TASKS)} tasks: {', '.join(TASKS)}. It was never shown `{NEW_TASK}`.",
-        "",
-        "2. Adding a LoRA adapter, which changes nothing yet, and asking",
+
+
+def adapt(model: LanguageModel, seed: int) -> LanguageModel:
+    """The model with a LoRA adapter that changes nothing yet."""
+    return FastLanguageModel.get_peft_model(
+        model, r=16, lora_alpha=32, random_state=seed, use_gradient_checkpointing=False
     )
-    model = FastLanguageModel.get_peft_model(
-        model, r=16, lora_alpha=32, random_state=options.seed, use_gradient_checkpointing=False
-    )
-    trained, held_out = words(options.seed)
-    before = _ask(model, held_out)
-    say("", f"3. Training the adapter on {len(trained):,} examples of `{NEW_TASK}`")
+
+
+def train(model: LanguageModel, tokenizer: Any, trained: list[str], options: Quickstart) -> Any:
+    """Train the adapter on the new task.
+
+    Args:
+      model: With its adapter.
+      tokenizer: Of the model.
+      trained: Words of the examples.
+      options: Steps and seed.
+
+    Returns:
+      The trainer, after its run.
+    """
     trainer = SFTTrainer(
         model=model,
         tokenizer=tokenizer,
@@ -82,6 +92,23 @@ def _run(options: Quickstart) -> int:
         ),
     )
     trainer.train()
+    return trainer
+
+
+def _run(options: Quickstart) -> int:
+    folder = str(packaged_model_folder())
+    say("1. Loading the tiny Llama that ships with jaxtune")
+    model, tokenizer = load()
+    say(
+        f"   It knows {len(TASKS)} tasks: {', '.join(TASKS)}. It was never shown `{NEW_TASK}`.",
+        "",
+        "2. Adding a LoRA adapter, which changes nothing yet, and asking",
+    )
+    model = adapt(model, options.seed)
+    trained, held_out = words(options.seed)
+    before = _ask(model, held_out)
+    say("", f"3. Training the adapter on {len(trained):,} examples of `{NEW_TASK}`")
+    trainer = train(model, tokenizer, trained, options)
     say("", "4. Asking the same again")
     after = _ask(model, held_out)
     say("", f"5. Writing the adapter to {options.output}/")

@@ -28,6 +28,15 @@ def trained(tmp_path_factory, bases):
     return train(bases["llama"], tmp_path_factory.mktemp("lora"))
 
 
+def copy_with_base(trained, folder, name):
+    """A copy of the adapter that names another base model."""
+    shutil.copytree(trained.adapter, folder / "lora")
+    values = json.loads((folder / "lora" / CONFIG_FILE).read_text())
+    values["base_model_name_or_path"] = name
+    (folder / "lora" / CONFIG_FILE).write_text(json.dumps(values))
+    return folder / "lora"
+
+
 @pytest.mark.parity
 def test_peft_writes_an_adapter_that_peft_loads(tmp_path, trained):
     source = tmp_path / "source"
@@ -45,8 +54,8 @@ def test_peft_writes_an_adapter_that_peft_loads(tmp_path, trained):
 
 @pytest.mark.parity
 def test_merged_writes_a_model_that_transformers_loads(tmp_path, trained):
-    out = tmp_path / "out"
-    done = run("merged", trained.adapter, out, "--base", trained.base, "--dtype", "float32")
+    out, lora = tmp_path / "out", copy_with_base(trained, tmp_path, "meta-llama/Llama-3.2-1B")
+    done = run("merged", lora, out, "--base", trained.base, "--dtype", "float32")
     assert (done.returncode, done.stderr) == (0, "")
     assert re.fullmatch(
         rf"Wrote {out}: \d+ tensors, [\d.]+ MB, float32\. Load it with .*\n", done.stdout
@@ -81,11 +90,8 @@ def test_an_error_is_one_message_and_status_2(tmp_path, target):
 
 @pytest.mark.parametrize("name", ["meta-llama/Llama-3.2-1B", None])
 def test_a_base_that_is_no_local_folder_is_asked_for(tmp_path, trained, capsys, name):
-    shutil.copytree(trained.adapter, tmp_path / "lora")
-    values = json.loads((tmp_path / "lora" / CONFIG_FILE).read_text())
-    values["base_model_name_or_path"] = name
-    (tmp_path / "lora" / CONFIG_FILE).write_text(json.dumps(values))
-    assert main(["merged", str(tmp_path / "lora"), str(tmp_path / "out")]) == 2
+    lora = copy_with_base(trained, tmp_path, name)
+    assert main(["merged", str(lora), str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert f"got base_model_name_or_path {name!r}" in said
     assert "--base FOLDER" in said

@@ -109,6 +109,7 @@ def test_a_tied_base_stays_tied_only_if_head_and_embedding_agree(
     model = merged(trained, tmp_path / "out")
     torch.testing.assert_close(logits(model), trained.logits, rtol=1e-5, atol=1e-5)
     assert model.config.tie_word_embeddings is tied
+    assert model.config.get_text_config().tie_word_embeddings is tied
     with open_checkpoint(tmp_path / "out") as checkpoint:
         assert any(name.endswith("lm_head.weight") for name in checkpoint.names) is not tied
 

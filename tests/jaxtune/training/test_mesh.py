@@ -43,6 +43,7 @@ print(json.dumps([losses(None, 4), losses(mesh, 2)]))
 """
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_losses_of_one(tmp_path: Path) -> None:
     write_model(tmp_path)
     environment = {

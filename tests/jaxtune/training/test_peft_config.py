@@ -8,6 +8,7 @@ import peft
 import pytest
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TARGETS
 
+from jaxtune.adapters.targets import PROJECTIONS
 from jaxtune.api import FastLanguageModel
 from jaxtune.errors import NotBuiltYetError
 from jaxtune.models.registry import FAMILIES
@@ -87,9 +88,9 @@ def test_a_misspelt_field_is_refused() -> None:
 
 
 def test_targets_are_in_an_order_of_their_own() -> None:
-    config = peft.LoraConfig(target_modules=["v_proj", "q_proj", "k_proj"])
+    config = peft.LoraConfig(target_modules=list(PROJECTIONS))
     assert isinstance(config.target_modules, set)
-    assert lora_arguments(config)["target_modules"] == ["k_proj", "q_proj", "v_proj"]
+    assert lora_arguments(config)["target_modules"] == sorted(PROJECTIONS)
     assert lora_arguments({"target_modules": "all-linear"})["target_modules"] == "all-linear"
 
 
