@@ -1,6 +1,7 @@
 """The command line: quick and telling help, one readable line for an error, exit statuses."""
 
 import importlib.util
+import os
 import re
 import statistics
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxtune import cli
+from jaxtune import __main__, cli
 from jaxtune.errors import NotBuiltYetError, UnsupportedModelError
 from jaxtune.quickstart import run as quickstart
 
@@ -123,4 +124,11 @@ def test_the_status_is_the_processs():
 
 def test_the_program_is_declared():
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert declared == {"jaxtune": f"{cli.main.__module__}:{cli.main.__name__}"}
+    assert declared == {"jaxtune": f"{__main__.main.__module__}:{__main__.main.__name__}"}
+
+
+def test_the_program_keeps_transformers_from_advising_torch(monkeypatch):
+    monkeypatch.setattr(cli, "main", lambda: 7)
+    monkeypatch.delenv("TRANSFORMERS_NO_ADVISORY_WARNINGS", raising=False)
+    assert __main__.main() == 7
+    assert os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] == "1"

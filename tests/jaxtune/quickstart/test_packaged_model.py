@@ -13,6 +13,7 @@ import transformers
 from jaxtune import FastLanguageModel
 from jaxtune.adapters.counting import count_parameters
 from jaxtune.language_model import LanguageModel
+from jaxtune.quickstart import tiny_model
 from jaxtune.quickstart.asking import right_answers
 from jaxtune.quickstart.tasks import LONGEST, NEW_TASK, TASKS, draw_words, prompt, solve, text
 from jaxtune.quickstart.tiny_model import ROW, SHOWN, words
@@ -112,3 +113,13 @@ def test_held_out_words_are_never_trained_on(seed: int):
     assert (len(set(trained)), len(set(held_out))) == (2000, 100)
     assert not set(trained) & {*held_out, *SHOWN}
     assert max(map(len, trained)) == LONGEST
+
+
+def test_the_shown_words_are_taken_out_of_those_drawn(monkeypatch: pytest.MonkeyPatch):
+    def drawn(_: np.random.Generator, count: int) -> list[str]:
+        return [*SHOWN, *(f"word{number}" for number in range(count - len(SHOWN)))]
+
+    monkeypatch.setattr(tiny_model, "draw_words", drawn)
+    trained, held_out = words(0)
+    assert (len(trained), len(held_out)) == (2000, 100)
+    assert not {*trained, *held_out} & set(SHOWN)

@@ -28,7 +28,7 @@ def said(folder: Path) -> str:
         lines: list[str] = []
         for module in ("run", "tiny_model", "peft_check"):
             patch.setattr(f"jaxtune.quickstart.{module}.say", lambda *more: lines.extend(more))
-        assert cli.main(["quickstart", "--output", str(folder), "--steps", "90"]) == 0
+        assert cli.main(["quickstart", "--output", str(folder), "--steps", "80"]) == 0
     return "\n".join(lines)
 
 
