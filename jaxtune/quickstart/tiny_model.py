@@ -17,7 +17,7 @@ from jaxtune.quickstart.tasks import LONGEST, NEW_TASK, TASKS, draw_words, promp
 
 SHOWN = ("llama", "gemma", "mistral", "jaxtune")  # printed before and after; never trained on
 TRAINED, HELD_OUT = 2000, 100  # words
-STEPS = 150
+STEPS = 200
 ROW = 40  # tokens
 GOOD = 80  # right answers of `HELD_OUT` that make a good run
 
@@ -86,7 +86,7 @@ def train(model: LanguageModel, tokenizer: Any, trained: list[str], options: Qui
             max_steps=options.steps or STEPS,
             per_device_train_batch_size=32,
             gradient_accumulation_steps=1,
-            learning_rate=5e-3,
+            learning_rate=3e-3,
             warmup_steps=5,
             seed=options.seed,
         ),
