@@ -18,7 +18,7 @@ class Quickstart:
       model: Hub id or folder of a model to tune instead; goes with --dataset.
       dataset: JSON lines with a "text" column, to tune --model on. A tenth of them is held out.
       output: Folder that the adapter is written to.
-      steps: Optimizer steps; by default 150 for the tiny model, 60 for another.
+      steps: Optimizer steps; by default 200 for the tiny model, 60 for another.
       seed: Of the adapter's start, the held-out rows and the order of the others.
     """
 

@@ -30,7 +30,7 @@ class Progress:
         """Show the last known loss and the rate."""
         elapsed = time.perf_counter() - (self.started or time.perf_counter())
         rate = f", {self.tokens / elapsed:,.0f} tokens/s" if self.tokens and elapsed else ""
-        self.bar.set_postfix_str(f"loss {loss:.4f}{rate}")
+        self.bar.set_postfix_str(f"loss {loss:.4f}{rate}", refresh=False)  # `step` draws it
 
     def write(self, line: str) -> None:
         """Print a line above the bar."""

@@ -14,6 +14,7 @@ import pytest
 
 from jaxtune import __main__, cli
 from jaxtune.errors import NotBuiltYetError, UnsupportedModelError
+from jaxtune.quickstart import own_model, tiny_model
 from jaxtune.quickstart import run as quickstart
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +49,11 @@ def test_help_imports_nothing_heavy():
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stderr == "[]"
+
+
+def test_the_default_numbers_of_steps_are_those_of_the_help():
+    text = " ".join(fresh("quickstart", "--help").stdout.replace("│", " ").split())
+    assert f"by default {tiny_model.STEPS} for the tiny model, {own_model.STEPS} for" in text
 
 
 def test_only_commands_that_exist_are_listed(capsys):

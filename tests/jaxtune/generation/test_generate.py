@@ -16,7 +16,7 @@ LENGTHS = (9, 4, 13)  # Gemma's window is 7: prompts on both sides of it
 NEW = 12
 
 
-@pytest.fixture(scope="module", params=["gemma2-five-layers", "gemma3-tail-two-ropes"])
+@pytest.fixture(scope="module", params=["gemma2-five-layers", "gemma3-multimodal"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder = tmp_path_factory.mktemp("generate")
     oracle = make_oracle(VARIANTS[BY_NAME[request.param]], folder, initializer_range=0.3)

@@ -51,7 +51,6 @@ def compare(ours: Any, theirs: Any, length: int = LENGTH) -> None:
         ("llama-untied", 1.5),
         ("llama-biases-linear-rope", 2.5 * 1.5),
         ("llama-tied-llama3-rope", None),
-        ("gemma3-tail-two-ropes", 4 * 1.5),
         ("gemma3-multimodal", 4 * 1.5),
     ],
 )
@@ -96,7 +95,7 @@ def test_within_the_range_nothing_changes(tmp_path: Path) -> None:
     assert load(base, max_seq_length=None).carried.max_seq_length == 16
 
 
-@pytest.mark.parametrize("variant", ["llama-untied", "gemma3-tail-two-ropes"])
+@pytest.mark.parametrize("variant", ["llama-untied", "gemma3-multimodal"])
 def test_another_rope_scaling_is_transformers_own(variant: str, tmp_path: Path) -> None:
     base = short(variant, tmp_path)
     ours = load(base, max_seq_length=LENGTH, rope_scaling={"type": "linear", "factor": 1.5})

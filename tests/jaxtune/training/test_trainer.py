@@ -228,17 +228,6 @@ def test_the_same_seed_gives_the_same_losses(oracle: Oracle) -> None:
     assert runs[0] == runs[1]
 
 
-def test_rematerialisation_changes_no_loss(oracle: Oracle) -> None:
-    losses = {}
-    for remat in ("full", "none"):
-        model = adapted(oracle)
-        model.model.remat = remat
-        trainer = trainer_of(model, max_steps=2)
-        trainer.train()
-        losses[remat] = [record["loss"] for record in records_of(trainer)]
-    assert losses["full"] == pytest.approx(losses["none"], rel=tolerance("float32", "loss"))
-
-
 def test_dropout_of_the_adapter_is_used_and_reproducible(oracle: Oracle) -> None:
     def losses(dropout: float, seed: int) -> list[float]:
         base = load_base(oracle.folder)
