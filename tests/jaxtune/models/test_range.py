@@ -100,7 +100,8 @@ def test_another_rope_scaling_is_transformers_own(variant: str, tmp_path: Path) 
     base = short(variant, tmp_path)
     ours = load(base, max_seq_length=LENGTH, rope_scaling={"type": "linear", "factor": 1.5})
     config = transformers.AutoConfig.from_pretrained(base)
-    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
+    rope = config.get_text_config().rope_parameters
+    rope = rope.get("full_attention", rope)
     rope |= LINEAR
     compare(ours, transformers.AutoModelForCausalLM.from_pretrained(base, config=config))
     assert ours.config.max_position_embeddings == LENGTH
