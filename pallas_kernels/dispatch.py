@@ -48,6 +48,11 @@ class Problem:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+def no_backward(*_: Any) -> Any:
+    """Stand for the backward of an op that has none, or of a forward that has its own."""
+    raise NotImplementedError("this backend has no backward of its own; differentiate its forward")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Backend:
     """One implementation of an op.
@@ -56,13 +61,15 @@ class Backend:
       name: One of `REQUESTS` other than "auto".
       refuse: Says why the backend cannot serve a problem; None if it can.
       forward: Gives (y, residuals); its arguments are the op's contract.
-      backward: From residuals and the cotangent of y, gives the cotangents of the inputs.
+      backward: From residuals and the cotangent of y, gives the cotangents of the inputs;
+        `no_backward` where the op has no gradient, or `forward` gives y alone, with a gradient of
+        its own.
     """
 
     name: str
     refuse: Callable[[Problem], str | None]
     forward: Callable[..., Any]
-    backward: Callable[..., Any]
+    backward: Callable[..., Any] = no_backward
 
 
 def current_device() -> Device:
@@ -83,7 +90,7 @@ def choose(requested: str, backends: Sequence[Backend], problem: Problem) -> Bac
     "auto" takes the first of `backends` that does not refuse; a name takes that one or raises.
 
     Args:
-      requested: "auto", "xla", "triton" or "interpret".
+      requested: "auto", "xla", "triton", "interpret", or another name that the op has.
       backends: Those that the op has, best first.
       problem: The call to serve.
 
@@ -91,11 +98,12 @@ def choose(requested: str, backends: Sequence[Backend], problem: Problem) -> Bac
       A member of `backends`.
 
     Raises:
-      ValueError: `requested` is none of the four names.
+      ValueError: `requested` is none of these.
       Unsupported: the forced backend is missing or refuses, or under "auto" all refuse.
     """
-    if requested not in REQUESTS:
-        raise ValueError(f"`backend` must be one of {', '.join(REQUESTS)}; got {requested!r}.")
+    known = (*REQUESTS, *(b.name for b in backends if b.name not in REQUESTS))
+    if requested not in known:
+        raise ValueError(f"`backend` must be one of {', '.join(known)}; got {requested!r}.")
     candidates = [b for b in backends if requested in ("auto", b.name)]
     if not candidates:
         raise Unsupported(

@@ -11,6 +11,7 @@ from jaxtune.layers.cache import KVCache
 from jaxtune.layers.context import LayerContext
 from jaxtune.layers.linear import Linear
 from jaxtune.layers.norm import RMSNorm
+from jaxtune.layers.residuals import KEY, QUERY, VALUE, named
 from jaxtune.layers.rope import apply_rope
 from pallas_kernels import attention
 
@@ -47,10 +48,15 @@ class Attention(nnx.Module):
         k = self._heads(self.k_proj(x, context, 1))
         v = self._heads(self.v_proj(x, context, 2))
         if self.config.norm.qk_norm:
+            # What the norms read is kept; the rotations of what they give are cheap.
+            q, k = named(q, QUERY), named(k, KEY)
             q = self.q_norm(q, adapters=context.adapters)
             k = self.k_norm(k, adapters=context.adapters)
         q = apply_rope(q, context.cos, context.sin)
         k = apply_rope(k, context.cos, context.sin)
+        if not self.config.norm.qk_norm:
+            q, k = named(q, QUERY), named(k, KEY)
+        v = named(v, VALUE)
         cache, kv_segment_ids, q_offset = context.cache, context.segment_ids, 0
         if cache is not None:
             q_offset = cache.length

@@ -10,6 +10,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxtune.layers.context import LayerContext
+from jaxtune.layers.frozen_product import frozen_product, is_stack
+from jaxtune.layers.residuals import LORA_INPUT, named
 from jaxtune.layers.variables import weight_of
 
 
@@ -36,7 +38,7 @@ class Linear(nnx.Module):
     are float32 and computed in x's dtype. Inside a run the module holds one layer's slices.
 
     Attributes:
-      weight: W.
+      weight: W, or a stack of quantised W: `NF4` or `Bank`.
       trained_weight: W's trained copy; exists only under `modules_to_save`.
       bias: b, or None.
       lora: Ranks, scales and dropout of the branch; None where there is none.
@@ -78,12 +80,17 @@ class Linear(nnx.Module):
         Returns:
           [B, T, out] in x's dtype.
         """
-        y = x @ weight_of(self, context.adapters).astype(x.dtype).T
+        weight = weight_of(self, context.adapters)
+        if is_stack(weight):
+            y = frozen_product(context.kernels, x, weight, context.layer)
+        else:
+            y = x @ weight.astype(x.dtype).T
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
         if self.lora is None or not context.adapters:
             return y
-        return y + self._branch(self.lora, x, context, slot)
+        with jax.named_scope("lora"):
+            return y + self._branch(self.lora, x, context, slot)
 
     def _branch(
         self, lora: LoraSpec, x: Float[Array, "B T I"], context: LayerContext, slot: int
@@ -97,7 +104,8 @@ class Linear(nnx.Module):
             mask = jax.random.bernoulli(key, keep, x.shape)
             x = jnp.where(mask, x / keep, 0).astype(x.dtype)
         scale = jnp.asarray(lora.scales, jnp.float32)[context.layer]
-        return ((x @ a.T) * scale.astype(x.dtype)) @ b.T
+        inner = named((x @ a.T) * scale.astype(x.dtype), LORA_INPUT)
+        return inner @ b.T
 
 
 def kaiming_uniform_bound(in_features: int) -> float:

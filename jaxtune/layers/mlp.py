@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from jaxtune.config import DecoderConfig
 from jaxtune.layers.context import LayerContext
 from jaxtune.layers.linear import Linear
+from jaxtune.layers.residuals import GATE, UP, named
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -34,5 +35,6 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"], context: LayerContext) -> Float[Array, "B T D"]:
         """Apply one layer's MLP."""
-        gate = ACTIVATIONS[self.hidden_activation](self.gate_proj(x, context, 4))
-        return self.down_proj(gate * self.up_proj(x, context, 5), context, 6)
+        gate = named(self.gate_proj(x, context, 4), GATE)
+        up = named(self.up_proj(x, context, 5), UP)
+        return self.down_proj(ACTIVATIONS[self.hidden_activation](gate) * up, context, 6)

@@ -7,7 +7,6 @@ step is by this type alone.
 from typing import Any
 
 from flax import nnx
-from jaxtyping import Array
 
 
 class Frozen(nnx.Variable):
@@ -18,8 +17,8 @@ class TrainedCopy(nnx.Param):
     """A full copy of a frozen weight that is trained in its place: PEFT's `modules_to_save`."""
 
 
-def weight_of(module: Any, adapters: bool) -> Array:
-    """The weight that a module computes with.
+def weight_of(module: Any, adapters: bool) -> Any:
+    """The weight that a module computes with: an array, or a stack of quantised ones.
 
     Args:
       module: Has `weight`, and `trained_weight` where it has a trained copy.
@@ -29,4 +28,4 @@ def weight_of(module: Any, adapters: bool) -> Array:
       The trained copy if there is one and adapters are on, else the base weight.
     """
     trained = getattr(module, "trained_weight", None)
-    return module.weight[...] if trained is None or not adapters else trained[...]
+    return (module.weight if trained is None or not adapters else trained).get_value()

@@ -18,6 +18,7 @@ from jaxtune.layers.embedding import Embedding
 from jaxtune.layers.linear import Linear
 from jaxtune.layers.mlp import MLP
 from jaxtune.layers.norm import RMSNorm
+from jaxtune.layers.residuals import ATTENTION_PROJECTION, MIDDLE, MLP_PROJECTION, named
 from jaxtune.layers.rope import rope_tables
 from jaxtune.layers.variables import weight_of
 from jaxtune.models.carried import Carried
@@ -56,10 +57,12 @@ class Block(nnx.Module):
         on = context.adapters
         y, cache = self.self_attn(self.input_layernorm(x, adapters=on), context)
         if self.sandwich:
-            x = x + self.post_attention_layernorm(y, adapters=on)
+            y = named(y, ATTENTION_PROJECTION)
+            x = named(x + self.post_attention_layernorm(y, adapters=on), MIDDLE)
             y = self.mlp(self.pre_feedforward_layernorm(x, adapters=on), context)
+            y = named(y, MLP_PROJECTION)
             return x + self.post_feedforward_layernorm(y, adapters=on), cache
-        x = x + y
+        x = named(x + y, MIDDLE)
         return x + self.mlp(self.post_attention_layernorm(x, adapters=on), context), cache
 
 

@@ -5,6 +5,7 @@ layer's is written once. Everything else stays whole and is read by layer index 
 (rematerialised) body: no period-shaped copy is made, and the backward pass keeps no slice of it.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -15,11 +16,23 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxtune.layers.cache import KVCache
+from jaxtune.layers.frozen_product import is_stack
+from jaxtune.layers.residuals import KEPT
+from pallas_kernels.attention import CUDNN
 
 Remat = Literal["full", "none", "offload"]
 LAYER_INPUT = "layer_input"
+_named = jax.checkpoint_policies.save_only_these_names(*KEPT)
+
+
+def _kept(primitive: Any, *arguments: Any, **parameters: Any) -> Any:
+    """What has a name, and what cuDNN gives: its statistics are out of a name's reach."""
+    return primitive.name.startswith(CUDNN) or _named(primitive, *arguments, **parameters)
+
+
 POLICIES = {
     "full": None,
+    "none": _kept,
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=[LAYER_INPUT],
@@ -50,8 +63,9 @@ def run_layers(
       layers: L.
       period: Layers a period; what differs inside it is static.
       remat: "full" keeps each layer's input only and computes the rest again in the backward
-        pass; "none" keeps all that the backward pass reads; "offload" is "full" with the inputs
-        kept in pinned host memory.
+        pass; "none" keeps the results of every product and of attention, so that only what is
+        elementwise is computed again, and never a dequantised weight; "offload" is "full" with
+        the inputs kept in pinned host memory.
 
     Returns:
       The hidden states after the last layer, and the cache.
@@ -59,7 +73,7 @@ def run_layers(
     graphdef, trained, fixed = nnx.split(block, nnx.Param, ...)
 
     def apply(place: int, carry: Carry, leaves: nnx.State, index: jax.Array) -> Carry:
-        here = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, index, keepdims=False), fixed)
+        here = jax.tree.map(functools.partial(_of_layer, index=index), fixed, is_leaf=is_stack)
         x, cache = carry
         if remat == "offload":
             # Named inside the body: the backward pass begins at the name, and the device's own
@@ -67,8 +81,7 @@ def run_layers(
             x = checkpoint_name(x, LAYER_INPUT)
         return layer(nnx.merge(graphdef, leaves, here), x, cache, index, place)
 
-    if remat != "none":
-        apply = jax.checkpoint(apply, prevent_cse=False, static_argnums=0, policy=POLICIES[remat])
+    apply = jax.checkpoint(apply, prevent_cse=False, static_argnums=0, policy=POLICIES[remat])
 
     def whole_period(carry: Carry, inputs: tuple[nnx.State, jax.Array]) -> tuple[Carry, None]:
         leaves, first = inputs
@@ -86,3 +99,8 @@ def run_layers(
         mine = jax.tree.map(lambda a, index=index: a[index], trained)
         carry = apply(index - scanned, carry, mine, jnp.int32(index))
     return carry
+
+
+def _of_layer(value: Any, index: jax.Array) -> Any:
+    """One layer's slice; a quantised stack stays whole, for its kernel finds the layer in it."""
+    return value if is_stack(value) else lax.dynamic_index_in_dim(value, index, keepdims=False)

@@ -8,15 +8,17 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.attention import xla
+from pallas_kernels.attention import cudnn, xla
 from pallas_kernels.attention.contract import Inputs, Options, Residuals
-from pallas_kernels.dispatch import Backend, Problem, choose, current_device
+from pallas_kernels.dispatch import Backend, Problem, choose, current_device, no_backward
 
-BACKENDS: tuple[Backend, ...] = (xla.BACKEND,)
+BACKENDS: tuple[Backend, ...] = (cudnn.BACKEND, xla.BACKEND)
 
 # Names under which a `jax.checkpoint` policy can save the two residuals that are not inputs.
 OUTPUT_NAME = "attention_output"
 STATISTICS_NAME = "attention_lse"
+# cuDNN's forward is one primitive, whose name begins so; a policy can save its outputs.
+CUDNN = cudnn.PRIMITIVE
 
 
 def attention(  # noqa: PLR0913  (the argument list of the published op)
@@ -52,7 +54,7 @@ def attention(  # noqa: PLR0913  (the argument list of the published op)
       q_segment_ids: Document of every query, [B, T]; None: one document a row.
       kv_segment_ids: Document of every key, [B, S]; given iff `q_segment_ids` is.
       q_offset: Index in tokens, on the key axis, of query 0; may be traced (decoding).
-      backend: "auto", "xla", "triton" or "interpret".
+      backend: "auto", "cudnn", "xla", "triton" or "interpret".
 
     Returns:
       [B, T, N, H] in q's dtype.
@@ -76,9 +78,16 @@ def attention(  # noqa: PLR0913  (the argument list of the published op)
         device=current_device(),
         dtype=str(q.dtype),
         sizes={"B": B, "T": T, "S": k.shape[1], "N": N, "K": k.shape[2], "H": H},
-        options={**asdict(options), "segments": q_segment_ids is not None},
+        options={
+            **asdict(options),
+            "segments": q_segment_ids is not None,
+            "whole": isinstance(q_offset, int) and q_offset == 0,
+        },
     )
-    return differentiable(choose(backend, BACKENDS, problem), options, inputs)
+    chosen = choose(backend, BACKENDS, problem)
+    if chosen.backward is no_backward:  # its forward has one of its own
+        return chosen.forward(options, inputs)
+    return differentiable(chosen, options, inputs)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -49,7 +49,9 @@ def test_rejects_mixed_dtypes():
 
 @pytest.mark.parametrize("backend", ["triton", "interpret"])
 def test_forced_backend_that_is_missing_says_so(backend):
-    with pytest.raises(Unsupported, match=f"`attention` has no backend '{backend}'; it has xla"):
+    with pytest.raises(
+        Unsupported, match=f"`attention` has no backend '{backend}'; it has cudnn, xla"
+    ):
         attention(Q, KV, KV, scale=1.0, backend=backend)
 
 

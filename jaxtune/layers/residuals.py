@@ -1,0 +1,32 @@
+"""Names of what a layer's backward pass reads: a plan keeps what it names, and redoes the rest."""
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+
+from pallas_kernels.attention import OUTPUT_NAME, STATISTICS_NAME
+
+QUERY, KEY, VALUE = "query", "key", "value"
+ATTENTION_PROJECTION = "attention_projection"  # read by a norm that follows it
+MIDDLE = "middle"  # the residual stream between attention and MLP
+GATE, UP = "gate", "up"
+MLP_PROJECTION = "mlp_projection"  # read by a norm that follows it
+LORA_INPUT = "lora_input"  # x A^T
+
+KEPT = (
+    QUERY,
+    KEY,
+    VALUE,
+    OUTPUT_NAME,
+    STATISTICS_NAME,
+    ATTENTION_PROJECTION,
+    MIDDLE,
+    GATE,
+    UP,
+    MLP_PROJECTION,
+    LORA_INPUT,
+)
+
+
+def named(x: jax.Array, name: str) -> jax.Array:
+    """The same array, which a rematerialisation plan can keep by its name."""
+    return checkpoint_name(x, name)

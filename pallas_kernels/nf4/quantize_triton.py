@@ -1,0 +1,106 @@
+"""Quantisation as a Pallas Triton kernel: the weight is read once."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jaxtyping import Array, Float, UInt8
+
+from pallas_kernels.dispatch import Backend, Problem
+from pallas_kernels.nf4.quantize_xla import SMALLEST
+from pallas_kernels.nf4.tables import CELLS, cells
+from pallas_kernels.nf4.triton import refuse
+from pallas_kernels.pallas_triton import plt, refuse_interpreted
+from pallas_kernels.pallas_triton import refuse as refuse_device
+
+CODES = 1024  # bytes of codes that a program writes: two tiles of 1,024 weights
+WARPS = 4
+
+
+def forward(
+    weight: Float[Array, " N"], block: int, *, interpret: bool = False
+) -> tuple[UInt8[Array, " C"], Float[Array, " _"]]:
+    """Codes in our order, and absmax; see `quantize_xla.forward`."""
+    half = weight.size // 2  # whole blocks, by `refuse`
+    middles, codes = cells()
+    tables = (jnp.asarray(middles, jnp.float32), jnp.asarray(codes, jnp.int32))
+    out = (
+        jax.ShapeDtypeStruct((half,), jnp.uint8),
+        jax.ShapeDtypeStruct((2 * half // block,), jnp.float32),
+    )
+    return pl.pallas_call(
+        partial(_kernel, half, block, interpret),
+        out_shape=out,
+        grid=(pl.cdiv(half, CODES),),
+        in_specs=[pl.BlockSpec(array.shape, lambda _: (0,)) for array in (weight, *tables)],
+        out_specs=tuple(pl.BlockSpec(o.shape, lambda _: (0,)) for o in out),
+        compiler_params=plt.CompilerParams(num_warps=WARPS, num_stages=1),
+        interpret=interpret,
+        name="nf4_quantize",
+    )(weight, *tables)
+
+
+def _kernel(
+    half: int,
+    block: int,
+    interpret: bool,
+    weight_ref: jax.Ref,
+    middles_ref: jax.Ref,
+    lowest_ref: jax.Ref,
+    codes_ref: jax.Ref,
+    absmax_ref: jax.Ref,
+) -> None:
+    start, blocks = pl.program_id(0) * CODES, CODES // block
+    place = start + jnp.arange(CODES)
+    ragged = half % CODES != 0
+    inside = place < half if ragged else None
+    packed = jnp.zeros(CODES, jnp.int32)
+    for first, shift in ((0, 4), (half, 0)):
+        x = plt.load(weight_ref.at[first + place], mask=inside, other=0.0 if ragged else None)
+        x = x.astype(jnp.float32).reshape(blocks, block)
+        # A maximum may drop a NaN; an infinity it keeps.
+        absmax = jnp.max(jnp.where(x == x, jnp.abs(x), jnp.inf), axis=1)
+        scaled = x * _reciprocal(jnp.maximum(absmax, SMALLEST), interpret)[:, None]
+        scaled = scaled.reshape(CODES)
+        # A middle is far from a cell's edge, so the cell's own rounding does not matter.
+        cell = (scaled * (CELLS / 2) + CELLS / 2).astype(jnp.int32)
+        cell = jnp.clip(cell, 0, CELLS - 1)
+        above = scaled > plt.load(middles_ref.at[cell])
+        packed |= (plt.load(lowest_ref.at[cell]) + above.astype(jnp.int32)) << shift
+        index = start // block + jnp.arange(blocks)
+        held = index * block < half if ragged else None
+        plt.store(absmax_ref.at[first // block + index], absmax, mask=held)
+    plt.store(codes_ref.at[place], packed.astype(jnp.uint8), mask=inside)
+
+
+def _reciprocal(x: Array, interpret: bool) -> Array:
+    """1 / x, correctly rounded; Triton's own division is an approximation."""
+    if interpret:
+        return jax.lax.optimization_barrier(1 / x)
+    (inverse,) = plt.elementwise_inline_asm(
+        "rcp.rn.f32 $0, $1;",
+        args=[x],
+        constraints="=f,f",
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, jnp.float32)],
+    )
+    return inverse
+
+
+def _refuse_compiled(problem: Problem) -> str | None:
+    if problem.dtype not in ("float32", "bfloat16", "float16"):
+        return f"weights must be float32, bfloat16 or float16; got {problem.dtype}"
+    return refuse_device(problem.device) or refuse(problem)
+
+
+def _refuse_interpreted(problem: Problem) -> str | None:
+    return refuse_interpreted() or refuse(problem)
+
+
+BACKEND = Backend(name="triton", refuse=_refuse_compiled, forward=forward)
+INTERPRET = Backend(
+    name="interpret",
+    refuse=_refuse_interpreted,
+    forward=partial(forward, interpret=True),
+)

@@ -1,0 +1,51 @@
+"""Dequantisation in plain JAX, for every device; bit-equal to the kernel."""
+
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.dispatch import Backend, Problem
+from pallas_kernels.nf4.contract import NF4
+from pallas_kernels.nf4.rounding import rounded_product
+
+
+def forward(weight: NF4, layer: Int[Array, ""], dtype: DTypeLike) -> Float[Array, "O I"]:
+    """One layer's weight.
+
+    Args:
+      weight: The stack.
+      layer: Its index.
+      dtype: Of the result.
+
+    Returns:
+      [O, I].
+    """
+    codes = lax.dynamic_index_in_dim(weight.codes, layer, keepdims=False)
+    absmax = layer_absmax(weight, layer)
+    flat = jnp.concatenate([codes >> 4, codes & 15])
+    elements = weight.matrix[0] * weight.matrix[1]
+    values = weight.table[flat[:elements].astype(jnp.int32)]
+    padding = -elements % weight.block
+    blocks = jnp.pad(values, (0, padding)).reshape(-1, weight.block) * absmax[:, None]
+    rounded = blocks.reshape(-1)[:elements].astype(weight.dtype)
+    return rounded.reshape(weight.matrix).astype(dtype)
+
+
+def layer_absmax(weight: NF4, layer: Int[Array, ""]) -> Float[Array, " _"]:
+    """One layer's absmax in float32."""
+    absmax = lax.dynamic_index_in_dim(weight.absmax, layer, keepdims=False)
+    nested = weight.nested
+    if nested is None:
+        return absmax
+    scales = lax.dynamic_index_in_dim(nested.absmax, layer, keepdims=False)
+    scales = jnp.repeat(scales, nested.block)[: absmax.size]
+    return rounded_product(nested.table[absmax.astype(jnp.int32)], scales) + nested.offset[layer]
+
+
+def _serves_all(problem: Problem) -> str | None:
+    del problem
+    return None
+
+
+BACKEND = Backend(name="xla", refuse=_serves_all, forward=forward)
