@@ -8,8 +8,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxtune.config import DecoderConfig
+from jaxtune.layers.linear import Linear
 from jaxtune.layers.variables import Frozen, TrainedCopy
 from jaxtune.models.decoder import CausalLM
+from jaxtune.models.quantized import random_stack
 
 ModelT = TypeVar("ModelT", bound=CausalLM)
 
@@ -22,6 +24,7 @@ def build(
     dtype: DTypeLike = jnp.float32,
     seed: int = 0,
     initializer_range: float = 0.02,
+    bits: int = 16,
 ) -> ModelT:
     """Make a model from its configuration alone.
 
@@ -33,6 +36,7 @@ def build(
       dtype: Of the weights.
       seed: Of the random weights.
       initializer_range: Standard deviation of the random weights.
+      bits: 16 (any dtype), or 4: the layers' projections are quantised, and never were dense.
 
     Returns:
       A model whose every leaf is an `nnx.Param`; `freeze` makes it a base for adapters.
@@ -40,13 +44,30 @@ def build(
 
     def make() -> ModelT:
         rngs = nnx.Rngs(params=seed)
-        return model_class(config, rngs=rngs, dtype=dtype, initializer_range=initializer_range)
+        model = model_class(config, rngs=rngs, dtype=dtype, initializer_range=initializer_range)
+        if bits == 4:
+            _set_random_4bit(model, seed, initializer_range)
+        return model
+
+    if bits not in (4, 16):
+        raise ValueError(f"`bits` must be 4 or 16; got {bits}.")
 
     if weights == "abstract":
         return nnx.eval_shape(make)
     if weights == "random":
-        return make()
+        # Compiled, the dense weights that the 4-bit ones replace are never drawn.
+        return nnx.jit(make)() if bits == 4 else make()
     raise ValueError(f"`weights` must be 'abstract' or 'random'; got {weights!r}")
+
+
+def _set_random_4bit(model: CausalLM, seed: int, std: float) -> None:
+    """Replace the layers' projections by random 4-bit stacks."""
+    for number, (_, module) in enumerate(nnx.iter_modules(model.model.layers)):
+        if isinstance(module, Linear):
+            layers, rows, columns = module.weight.get_value().shape
+            key = jax.random.fold_in(jax.random.key(seed), number)
+            stack = random_stack(key, layers, (rows, columns), model.dtype, std)
+            module.weight = Frozen(stack)
 
 
 def freeze(model: nnx.Module) -> None:

@@ -1,0 +1,212 @@
+"""A leaf of the model and the tensors of the files that fill it: dense, 4 bits, or both."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding
+
+from convert import Checkpoint, QuantizedInfo, dequantize, file_name, part_names, read_quantized
+from jaxtune.errors import IncompatibleCheckpointError
+from jaxtune.layers.frozen_product import Bank
+from jaxtune.models.naming import Path, tensor_names
+from jaxtune.models.quantized import empty_stack, from_file, is_finite, put_layer
+from pallas_kernels import NF4, quantize_nf4
+
+Advance = Callable[[int], object]
+
+
+class Leaf:
+    """One leaf and its tensors, looked up by name; nothing is read until `read`.
+
+    Attributes:
+      path: Of the leaf in the model.
+      value: Its shape and dtype, as if it were dense.
+      tensors: (layer, wanted name, name in the files or None) of each tensor.
+      quantize: For each tensor, whether it becomes 4-bit, or stays it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        value: jax.ShapeDtypeStruct,
+        *,
+        layers: int,
+        decoder_name: str,
+        checkpoint: Checkpoint,
+        infos: Mapping[str, QuantizedInfo],
+        keeps_4bit: bool,
+        quantizes: bool,
+    ) -> None:
+        """Look the tensors up.
+
+        Args:
+          path: Of the leaf.
+          value: Its shape and dtype.
+          layers: L of the model.
+          decoder_name: Of the family.
+          checkpoint: Open.
+          infos: Its 4-bit weights.
+          keeps_4bit: Weights of 4 bits stay so; else they are dequantised.
+          quantizes: Other weights become 4-bit.
+        """
+        self.path, self.value = path, value
+        self.checkpoint, self.infos = checkpoint, infos
+        names = tensor_names(path, layers, decoder_name)
+        self.tensors = [(layer, name, file_name(name, checkpoint.names)) for layer, name in names]
+        self.quantize = [
+            keeps_4bit if held in infos else quantizes for _, _, held in self.tensors
+        ]
+
+    @property
+    def missing(self) -> list[str]:
+        """Names that the files lack."""
+        return [name for _, name, held in self.tensors if held is None]
+
+    @property
+    def held(self) -> list[tuple[int | None, str]]:
+        """(layer, name in the files) of each tensor."""
+        return [(layer, held) for layer, _, held in self.tensors if held is not None]
+
+    @property
+    def parts(self) -> list[str]:
+        """Every name of the files that belongs to this leaf."""
+        return [
+            part
+            for _, name in self.held
+            for part in (part_names(self.infos[name]) if name in self.infos else (name,))
+        ]
+
+    @property
+    def bytes_in_files(self) -> int:
+        """Bytes to read."""
+        return sum(self._bytes(name) for _, name in self.held)
+
+    def shape_in_files(self, name: str) -> tuple[int, ...]:
+        """Shape of the weight that a tensor stands for."""
+        info = self.infos.get(name)
+        return self.checkpoint.info(name).shape if info is None else info.shape
+
+    def read(self, place: NamedSharding | None, advance: Advance) -> Any:
+        """The leaf on the device; a stack is filled in place, one layer's tensor in host memory.
+
+        Args:
+          place: Where it goes; None: JAX's default device.
+          advance: Told of the bytes that were read.
+
+        Returns:
+          An array, `NF4` or `Bank`.
+        """
+        if not any(self.quantize):
+            return self._read_dense(self.held, place, advance)
+        if all(self.quantize):
+            return self._read_4bit(self.held, place, advance)
+        pairs = list(zip(self.held, self.quantize, strict=True))
+        dense = [held for held, quantize in pairs if not quantize]
+        small = [held for held, quantize in pairs if quantize]
+        numbers = (dense, small)
+        slots = tuple(numbers[quantize].index(held) for held, quantize in pairs)
+        return Bank(
+            dense=self._read_dense(dense, place, advance),
+            quantized=self._read_4bit(small, place, advance),
+            kinds=tuple(self.quantize),
+            slots=slots,
+        )
+
+    def _read_dense(
+        self,
+        held: list[tuple[int | None, str]],
+        place: NamedSharding | None,
+        advance: Advance,
+    ) -> jax.Array:
+        dtype = self.value.dtype
+        if held[0][0] is None:
+            name = held[0][1]
+            whole = jax.device_put(self._host(name), place).astype(dtype)
+            whole.block_until_ready()
+            advance(self._bytes(name))
+            return whole
+        stack = jnp.zeros((len(held), *self.value.shape[1:]), dtype, device=place)
+        for slot, (_, name) in enumerate(held):
+            stack = _put_dense(stack, jax.device_put(self._host(name), place), np.int32(slot))
+            # The host's copy may go only when the device has its own.
+            stack.block_until_ready()
+            advance(self._bytes(name))
+        return stack
+
+    def _read_4bit(
+        self,
+        held: list[tuple[int | None, str]],
+        place: NamedSharding | None,
+        advance: Advance,
+    ) -> NF4:
+        stack: NF4 | None = None
+        for slot, (_, name) in enumerate(held):
+            one = self._one_4bit(name, place)
+            if stack is None:
+                stack = empty_stack(one, len(held))
+            _check_alike(name, stack, one, held[0][1])
+            stack = put_layer(stack, one, np.int32(slot))
+            jax.block_until_ready(stack)
+            advance(self._bytes(name))
+        if stack is None:
+            raise ValueError("a 4-bit stack needs a tensor at least; got none")
+        for (_, name), finite in zip(held, is_finite(stack), strict=True):
+            if not finite:
+                raise IncompatibleCheckpointError(
+                    f"a weight must be finite to be quantised; tensor `{name}` holds NaN or "
+                    "infinity. The checkpoint is damaged, or its training diverged."
+                )
+        return stack
+
+    def _one_4bit(self, name: str, place: NamedSharding | None) -> NF4:
+        info = self.infos.get(name)
+        if info is not None:
+            return from_file(read_quantized(self.checkpoint, info), place)
+        # As in transformers, the weight takes the model's dtype before it is quantised.
+        weight = jax.device_put(self.checkpoint.read(name), place)
+        return _quantized(weight, self.value.dtype)
+
+    def _host(self, name: str) -> np.ndarray:
+        """A tensor as a dense array in host memory."""
+        info = self.infos.get(name)
+        if info is None:
+            return self.checkpoint.read(name)
+        # To the dtype that bitsandbytes gives, which may be narrower than the model's.
+        return dequantize(read_quantized(self.checkpoint, info), info.dtype)
+
+    def _bytes(self, name: str) -> int:
+        if name in self.infos:
+            return self.infos[name].nbytes
+        info = self.checkpoint.info(name)
+        return math.prod(info.shape) * info.dtype.itemsize
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _quantized(weight: jax.Array, dtype: np.dtype) -> NF4:
+    return quantize_nf4(weight.astype(dtype))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put_dense(stack: jax.Array, value: jax.Array, slot: jax.Array) -> jax.Array:
+    """Write one layer's tensor into its stack, in the stack's memory."""
+    return lax.dynamic_update_index_in_dim(stack, value.astype(stack.dtype), slot, 0)
+
+
+def _check_alike(name: str, stack: NF4, one: NF4, first: str) -> None:
+    """Refuse layers of one stack that are quantised in different ways."""
+    same = jax.tree.structure(stack) == jax.tree.structure(one)
+    tables = [stack.table, one.table]
+    if same and stack.nested is not None and one.nested is not None:
+        tables += [stack.nested.table, one.nested.table]
+    pairs = zip(tables[::2], tables[1::2], strict=True)
+    if not same or not all(np.array_equal(left, right) for left, right in pairs):
+        raise IncompatibleCheckpointError(
+            f"the 4-bit layers of one projection must be quantised alike; `{name}` and `{first}` "
+            "differ in block, dtype, table or nesting. Quantise the model again in one way."
+        )
