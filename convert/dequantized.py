@@ -25,7 +25,8 @@ _SPAN = 2**20
 def dequantize(tensor: QuantizedTensor, dtype: np.dtype) -> np.ndarray:
     """Compute a 4-bit weight's elements, bit-equal to bitsandbytes' `dequantize_4bit`.
 
-    w[i] = table[code[i]] * absmax[i // block] in float32, cast once; absmax as `block_scales`.
+    w[i] = table[code[i]] * absmax[i // block] in float32, cast once; absmax as `block_scales`. The
+    second zero of fp4, code 8, is 0 as in its table and most of bitsandbytes' kernels; one has -0.
 
     Args:
       tensor: The weight; beside it and the result less than 32 MiB are in use.
@@ -35,7 +36,7 @@ def dequantize(tensor: QuantizedTensor, dtype: np.dtype) -> np.ndarray:
       [out, in]; in float16 infinite beyond its largest finite number.
 
     Source: https://github.com/bitsandbytes-foundation/bitsandbytes
-      `bitsandbytes/backends/default/ops.py` @ 0.50.0 (`_dequantize_4bit_compute`).
+      `backends/default/ops.py` @ 0.50.2 (`_dequantize_4bit_compute`).
     """
     count, block = math.prod(tensor.info.shape), tensor.info.block
     high, low = np.repeat(tensor.table, 16), np.tile(tensor.table, 16)
@@ -62,11 +63,11 @@ def block_scales(tensor: QuantizedTensor) -> np.ndarray:
     Returns:
       float32 [ceil(n/block)]; `tensor.absmax` itself without double quantisation.
     """
-    if tensor.nested_absmax is None or tensor.nested_table is None or tensor.offset is None:
+    block = tensor.info.nested_block
+    if block is None or tensor.nested_absmax is None or tensor.nested_table is None:
         return tensor.absmax
-    nested = np.repeat(tensor.nested_absmax, tensor.info.nested_block)[: tensor.absmax.size]
     scales = tensor.nested_table[tensor.absmax]
-    scales *= nested
+    scales *= np.repeat(tensor.nested_absmax, block)[: scales.size]
     scales += tensor.offset
     return scales
 

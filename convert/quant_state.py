@@ -1,6 +1,6 @@
 """The JSON that bitsandbytes writes beside a 4-bit weight, checked before it is believed.
 
-Source: https://github.com/bitsandbytes-foundation/bitsandbytes `bitsandbytes/functional.py` @ 0.50.0
+Source: https://github.com/bitsandbytes-foundation/bitsandbytes `functional.py` @ 0.50.2
 (`QuantState.as_dict`, `QuantState.from_dict`, `dequantize_4bit`).
 """
 
@@ -16,10 +16,11 @@ from convert.rounding import WEIGHT_DTYPES
 
 QUANT_TYPES = ("nf4", "fp4")
 _BLOCKS = tuple(2**power for power in range(5, 13))
+_BLOCK_RULE = f"a power of two from {_BLOCKS[0]} to {_BLOCKS[-1]}"
 _DTYPES = {str(dtype): dtype for dtype in WEIGHT_DTYPES}
 _PLAIN_KEYS = ("quant_type", "blocksize", "dtype", "shape")
 _NESTED_KEYS = ("nested_blocksize", "nested_dtype", "nested_offset")
-_MAX_DIMENSIONS = 32
+_MAX_DIMENSIONS, _MAX_EXTENT = 32, 2**40
 # Of a weight or of what goes into one; float32 ends at 3.4e38.
 LARGEST = 3e38
 CURE = "The file is damaged or not by bitsandbytes: download it, or quantise the model, again."
@@ -94,29 +95,27 @@ def _is_shape(value: object) -> bool:
     return (
         isinstance(value, list)
         and 0 < len(value) <= _MAX_DIMENSIONS
-        and all(type(item) is int and item > 0 for item in value)
+        and all(type(item) is int and 0 < item <= _MAX_EXTENT for item in value)
     )
 
 
-def _is_power_of_two(value: object) -> bool:
-    """True for 1, 2, 4, ...; JSON's true is no number here."""
-    return type(value) is int and value > 0 and value & (value - 1) == 0
+def _is_block(value: object) -> bool:
+    """True for a number of elements that bitsandbytes can put into one block."""
+    return type(value) is int and value in _BLOCKS
 
 
 def _is_number(value: object) -> bool:
-    """True for a finite number of float32's range."""
-    return type(value) in (int, float) and abs(value) <= LARGEST
+    """True for a finite number of float32's range; JSON's true is no number here."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and abs(value) <= LARGEST
 
 
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "quant_type": (lambda value: value in QUANT_TYPES, " or ".join(QUANT_TYPES)),
-    "blocksize": (
-        lambda value: type(value) is int and value in _BLOCKS,
-        f"a power of two from {_BLOCKS[0]} to {_BLOCKS[-1]}",
-    ),
+    "blocksize": (_is_block, _BLOCK_RULE),
     "dtype": (lambda value: value in tuple(_DTYPES), ", ".join(_DTYPES)),
     "shape": (_is_shape, "a list of extents > 0"),
-    "nested_blocksize": (_is_power_of_two, "a power of two, 256 in every known file"),
+    "nested_blocksize": (_is_block, _BLOCK_RULE),
     "nested_dtype": (lambda value: value == "float32", "float32"),
     "nested_offset": (_is_number, "a finite number"),
 }

@@ -3,7 +3,7 @@
 A weight W of n elements is `W` (two codes in a byte), `W.absmax` (one scale for each block),
 `W.quant_map` (the 16 values that codes mean) and `W.quant_state.bitsandbytes__nf4` (JSON); with
 double quantisation `W.absmax` holds codes too, of `W.nested_absmax` and `W.nested_quant_map`.
-Source: https://github.com/bitsandbytes-foundation/bitsandbytes `bitsandbytes/functional.py` @ 0.50.0
+Source: https://github.com/bitsandbytes-foundation/bitsandbytes `functional.py` @ 0.50.2
 (`QuantState.as_dict`).
 """
 

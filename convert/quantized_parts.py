@@ -1,6 +1,6 @@
 """The tensors beside a 4-bit weight: their names, the shapes they must have, and their values.
 
-Source: https://github.com/bitsandbytes-foundation/bitsandbytes `bitsandbytes/functional.py` @ 0.50.0
+Source: https://github.com/bitsandbytes-foundation/bitsandbytes `functional.py` @ 0.50.2
 (`QuantState.as_dict`, `quantize_4bit`).
 """
 
@@ -176,7 +176,7 @@ def _check_codes(checkpoint: Checkpoint, weight: str, state: QuantState) -> None
         raise misfit(weight, "its quant_state alone", "its codes under that name")
     held = checkpoint.info(weight)
     bytes_wanted = -(-math.prod(state.shape) // 2)
-    column = held.shape in ((held.shape[:1]), (*held.shape[:1], 1)) and held.shape != ()
+    column = len(held.shape) == 1 or (len(held.shape) == 2 and held.shape[1] == 1)
     fits = math.prod(held.shape) * held.dtype.itemsize == bytes_wanted
     if held.dtype not in _STORAGE or not column or not fits:
         raise misfit(
