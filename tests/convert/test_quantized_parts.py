@@ -138,3 +138,9 @@ def test_scales_whose_product_passes_float32_are_refused(tmp_path, part, nested)
     parts[f"{NAME}.{part}"][0] = -3e30
     parts[f"{NAME}.quant_map"][3] = 1e10
     refusal(tmp_path, parts, "got scales up to .*; wanted elements below 3e", read=True)
+
+
+def test_an_offset_that_makes_elements_pass_float32_is_refused(tmp_path):
+    parts = parts_of() | {STATE: packed(state_of((5, 172), nested=True, nested_offset=-2e38))}
+    parts[f"{NAME}.quant_map"][3] = 2
+    refusal(tmp_path, parts, r"got scales up to 2.0e\+38; wanted elements below 3e", read=True)
