@@ -6,6 +6,9 @@ from convert.adapter_config import names_module as names_module
 from convert.checkpoint import Checkpoint as Checkpoint
 from convert.checkpoint import open_checkpoint as open_checkpoint
 from convert.companions import companions as companions
+from convert.dequantized import DequantizedCheckpoint as DequantizedCheckpoint
+from convert.dequantized import block_scales as block_scales
+from convert.dequantized import dequantize as dequantize
 from convert.errors import CheckpointError as CheckpointError
 from convert.exporters import EXPORTERS as EXPORTERS
 from convert.exporters import Exporter as Exporter
@@ -22,6 +25,13 @@ from convert.peft import Adapter as Adapter
 from convert.peft import open_adapter as open_adapter
 from convert.peft import read_adapter as read_adapter
 from convert.peft import write_adapter as write_adapter
+from convert.quantization_config import Quantization as Quantization
+from convert.quantization_config import quantization_of as quantization_of
+from convert.quantized import QuantizedInfo as QuantizedInfo
+from convert.quantized import QuantizedTensor as QuantizedTensor
+from convert.quantized import part_names as part_names
+from convert.quantized import quantized_infos as quantized_infos
+from convert.quantized import read_quantized as read_quantized
 from convert.rounding import cast as cast
 from convert.rounding import merge_linear as merge_linear
 from convert.stream import LazyTensor as LazyTensor
@@ -38,13 +48,19 @@ __all__ = [
     "AdapterConfig",
     "Checkpoint",
     "CheckpointError",
+    "DequantizedCheckpoint",
     "Exporter",
     "LazyTensor",
     "MergePlan",
+    "Quantization",
+    "QuantizedInfo",
+    "QuantizedTensor",
     "TensorInfo",
     "atomic",
+    "block_scales",
     "cast",
     "companions",
+    "dequantize",
     "dtype_of",
     "file_name",
     "is_literal",
@@ -54,9 +70,13 @@ __all__ = [
     "names_module",
     "open_adapter",
     "open_checkpoint",
+    "part_names",
     "plan_merge",
+    "quantization_of",
+    "quantized_infos",
     "read_adapter",
     "read_json_object",
+    "read_quantized",
     "read_safetensors",
     "ties_embeddings",
     "write_adapter",

@@ -37,6 +37,9 @@ class Checkpoint:
         """Every tensor's name, sorted."""
         return tuple(sorted(self._infos))
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._infos
+
     def info(self, name: str) -> TensorInfo:
         """Look up shape, dtype and file of a tensor without reading it.
 

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 from convert.adapter_config import AdapterConfig
 from convert.checkpoint import Checkpoint
+from convert.dequantized import DequantizedCheckpoint
 from convert.errors import CheckpointError, broken, shown
 from convert.names import file_name
 from convert.peft import PREFIX, lora_side
+from convert.rounding import FLOAT_DTYPES
 
 HEAD = "lm_head.weight"
 _BASE_LAYER = ".base_layer."
@@ -42,13 +44,15 @@ class Pair:
 Edit = Whole | Pair
 
 
-def plan_edits(config: AdapterConfig, adapter: Checkpoint, base: Checkpoint) -> dict[str, Edit]:
+def plan_edits(
+    config: AdapterConfig, adapter: Checkpoint, base: DequantizedCheckpoint
+) -> dict[str, Edit]:
     """Find the place in the base model of each tensor of an adapter.
 
     Args:
       config: The adapter's configuration.
       adapter: Its tensors.
-      base: The model's.
+      base: The model's, 4-bit weights in their own shapes.
 
     Returns:
       {name in the base's files: what happens to it}. A whole `lm_head.weight` that the base does
@@ -109,12 +113,14 @@ def _pair(config: AdapterConfig, adapter: Checkpoint, module: str) -> Pair:
     return Pair(lora_a=lora_a, lora_b=lora_b, scale=scale)
 
 
-def _check_shape(place: str, edit: Edit, adapter: Checkpoint, base: Checkpoint) -> None:
-    """Check that what the adapter brings has the shape of the base's tensor."""
-    wanted = base.info(place).shape
+def _check_shape(place: str, edit: Edit, adapter: Checkpoint, base: DequantizedCheckpoint) -> None:
+    """Check that what the adapter brings has the base's shape, and can be added to it."""
+    wanted, kind = base.info(place).shape, base.info(place).dtype
     if isinstance(edit, Whole):
         got = adapter.info(edit.tensor).shape
     else:
+        if kind not in FLOAT_DTYPES:
+            raise _misfit(f"a LoRA pair for {shown(place)} of {kind}", "a weight of floats")
         got = (adapter.info(edit.lora_b).shape[0], adapter.info(edit.lora_a).shape[1])
     if got != wanted:
         raise _misfit(f"{got} for {shown(place)}", f"its shape {wanted}")

@@ -10,6 +10,7 @@ import numpy as np
 
 from convert.checkpoint import Checkpoint, open_checkpoint
 from convert.companions import companions
+from convert.dequantized import DequantizedCheckpoint
 from convert.edits import HEAD, Edit, Pair, Whole, plan_edits
 from convert.errors import broken, shown
 from convert.model_config import dtype_of, merged_config, read_model_config, ties_embeddings
@@ -87,10 +88,12 @@ def merge_adapter(
     W + s B A in float64, rounded once. The host holds the largest tensor and its merged copy.
 
     Args:
-      base: The base model's folder, 16 or 32 bits.
+      base: The base model's folder; 16 or 32 bits, or 4 bits of bitsandbytes, whose weights become
+        float32 before they are merged.
       adapter: The adapter's folder, as PEFT or `write_adapter` wrote it.
       out: As in `MergePlan.write`.
-      dtype: Of every float tensor; None is the base's where that has 16 bits, else bfloat16.
+      dtype: Of every float tensor; None is the base's where that has 16 bits (for 4-bit weights:
+        that of the model they were quantised from), else bfloat16.
       max_shard_bytes: Most bytes of tensors in one file.
       progress: Called after each tensor with its name and its bytes.
 
@@ -116,12 +119,12 @@ def plan_merge(base: Path, adapter: Path, *, dtype: np.dtype | None = None) -> I
       brings an embedding or a head for a tied base has these read beforehand, to compare them.
 
     Raises:
-      CheckpointError: a damaged folder, a quantised base, a dtype without a checkpoint, an adapter
-        whose tensors do not all have their place in the base (see `plan_edits`).
+      CheckpointError: a damaged folder, a base quantised otherwise than to 4 bits by bitsandbytes,
+        a dtype that no checkpoint has, an adapter whose tensors do not all have their place in the
+        base (see `plan_edits`).
     """
     config = read_model_config(base)
-    dtype = dtype_of(config) if dtype is None else np.dtype(dtype)
-    if dtype not in WEIGHT_DTYPES:
+    if dtype is not None and np.dtype(dtype) not in WEIGHT_DTYPES:
         raise broken(
             "`dtype` of a merged model must be one that weights have",
             got=str(dtype),
@@ -129,9 +132,12 @@ def plan_merge(base: Path, adapter: Path, *, dtype: np.dtype | None = None) -> I
             cure="Leave it out to keep the base's.",
         )
     lora, adapted = open_adapter(adapter)
-    with adapted, open_checkpoint(base) as weights:
+    with adapted, open_checkpoint(base) as files:
+        weights = DequantizedCheckpoint(files)
+        stored = [info.dtype for info in weights.quantized.values()]
+        kept = dtype_of(config, stored) if dtype is None else np.dtype(dtype)
         edits = plan_edits(lora, adapted, weights)
-        lazy = functools.partial(_lazy, weights, adapted, dtype)
+        lazy = functools.partial(_lazy, weights, adapted, kept)
         tensors = {name: lazy(name, edits.get(name)) for name in weights.names}
         untied = False
         if ties_embeddings(config) or file_name(HEAD, tensors) is None:
@@ -139,13 +145,17 @@ def plan_merge(base: Path, adapter: Path, *, dtype: np.dtype | None = None) -> I
         yield MergePlan(
             base=base,
             tensors=tensors,
-            config=merged_config(config, dtype, untied=untied),
+            config=merged_config(config, kept, untied=untied),
             copied=tuple(companions(base, adapter)),
         )
 
 
 def _lazy(
-    base: Checkpoint, adapter: Checkpoint, dtype: np.dtype, name: str, edit: Edit | None
+    base: DequantizedCheckpoint,
+    adapter: Checkpoint,
+    dtype: np.dtype,
+    name: str,
+    edit: Edit | None,
 ) -> LazyTensor:
     """One tensor of the merged model, not yet computed."""
     owner, source = (adapter, edit.tensor) if isinstance(edit, Whole) else (base, name)

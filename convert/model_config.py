@@ -1,12 +1,13 @@
 """What a merge reads from the base's config.json, and what it changes in it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from convert.errors import broken, shown
+from convert.errors import broken
 from convert.json_object import read_json_object
+from convert.quantization_config import QUANTIZATION_KEY, quantization_of
 from convert.rounding import WEIGHT_DTYPES
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")
@@ -23,7 +24,7 @@ def read_model_config(folder: Path) -> dict[str, object]:
       The JSON object.
 
     Raises:
-      CheckpointError: no such file, no JSON object, or a quantised model.
+      CheckpointError: no such file, no JSON object, or what `quantization_of` refuses.
     """
     file = folder / "config.json"
     if not file.is_file():
@@ -34,28 +35,26 @@ def read_model_config(folder: Path) -> dict[str, object]:
             cure="Check the path, or download the model again.",
         )
     config = read_json_object(file)
-    if config.get("quantization_config") is not None:
-        raise broken(
-            f"The base model of a merge must not be quantised; see {file}",
-            got=f"quantization_config {shown(config['quantization_config'])}",
-            wanted="bfloat16, float16 or float32 weights",
-            cure="Merge into the 16-bit model that this one was quantised from.",
-        )
+    quantization_of(config)
     return config
 
 
-def dtype_of(config: Mapping[str, object]) -> np.dtype:
+def dtype_of(config: Mapping[str, object], stored: Collection[np.dtype] = ()) -> np.dtype:
     """Say in which dtype a merge leaves a model of this configuration.
 
     Args:
       config: A base's config.json.
+      stored: What its 4-bit weights were before; used where the file does not name 16 bits.
 
     Returns:
       The base's own dtype where that has 16 bits, else bfloat16.
     """
-    names = (config[key] for key in _DTYPE_KEYS if key in config)
-    dtype = _BY_NAME.get(str(next(names, "bfloat16")), _BY_NAME["bfloat16"])
-    return dtype if dtype.itemsize == 2 else _BY_NAME["bfloat16"]
+    named = next((config[key] for key in _DTYPE_KEYS if key in config), None)
+    before = next(iter(stored)) if len(set(stored)) == 1 else None
+    for dtype in (_BY_NAME.get(str(named)), before):
+        if dtype is not None and dtype.itemsize == 2:
+            return dtype
+    return _BY_NAME["bfloat16"]
 
 
 def ties_embeddings(config: Mapping[str, object]) -> bool:
@@ -86,7 +85,7 @@ def merged_config(
       untied: The merged model has a head of its own.
 
     Returns:
-      A new object.
+      A new object, without `quantization_config`: merged weights have 16 or 32 bits.
     """
     merged = _with_dtype(config, str(dtype)) | {"dtype": str(dtype)}
     if untied:
@@ -97,7 +96,7 @@ def merged_config(
 
 
 def _with_dtype(config: Mapping[str, object], name: str) -> dict[str, object]:
-    """A copy in which every dtype that is named, in text_config and its like too, is `name`."""
+    """A copy, unquantised; each dtype in it, in text_config and its like too, is `name`."""
     return {
         key: name
         if key in _DTYPE_KEYS
@@ -105,4 +104,5 @@ def _with_dtype(config: Mapping[str, object], name: str) -> dict[str, object]:
         if isinstance(value, dict)
         else value
         for key, value in config.items()
+        if key != QUANTIZATION_KEY
     }

@@ -94,6 +94,12 @@ class Trained:
 
 
 def train(base: Path, adapter: Path, **options: Any) -> Trained:
+    """As `adapt`, with what the model says."""
+    wrapped = adapt(base, adapter, **options)
+    return Trained(base, adapter, wrapped, logits(wrapped))
+
+
+def adapt(base: Path, adapter: Path, **options: Any) -> peft.PeftModel:
     """Wrap the model of a folder by peft, set everything trainable at random, save the adapter."""
     model = load(base)
     options = {"r": 3, "lora_alpha": 6, "target_modules": TARGETS} | options
@@ -106,7 +112,7 @@ def train(base: Path, adapter: Path, **options: Any) -> Trained:
             elif parameter.requires_grad and "lora_A" not in name:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     wrapped.save_pretrained(adapter, save_embedding_layers=False)
-    return Trained(base, adapter, wrapped, logits(wrapped))
+    return wrapped
 
 
 def load(folder: Path) -> transformers.PreTrainedModel:
