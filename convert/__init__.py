@@ -27,6 +27,7 @@ from convert.peft import read_adapter as read_adapter
 from convert.peft import write_adapter as write_adapter
 from convert.quantization_config import Quantization as Quantization
 from convert.quantization_config import quantization_of as quantization_of
+from convert.quantization_config import without_quantization as without_quantization
 from convert.quantized import QuantizedInfo as QuantizedInfo
 from convert.quantized import QuantizedTensor as QuantizedTensor
 from convert.quantized import part_names as part_names
@@ -79,6 +80,7 @@ __all__ = [
     "read_quantized",
     "read_safetensors",
     "ties_embeddings",
+    "without_quantization",
     "write_adapter",
     "write_checkpoint",
     "write_json",

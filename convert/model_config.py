@@ -7,7 +7,7 @@ import numpy as np
 
 from convert.errors import broken
 from convert.json_object import read_json_object
-from convert.quantization_config import QUANTIZATION_KEY, quantization_of
+from convert.quantization_config import quantization_of, without_quantization
 from convert.rounding import WEIGHT_DTYPES
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")
@@ -87,7 +87,7 @@ def merged_config(
     Returns:
       A new object, without `quantization_config`: merged weights have 16 or 32 bits.
     """
-    merged = _with_dtype(config, str(dtype)) | {"dtype": str(dtype)}
+    merged = _with_dtype(without_quantization(config), str(dtype)) | {"dtype": str(dtype)}
     if untied:
         merged["tie_word_embeddings"] = False
         if isinstance(merged.get("text_config"), dict):
@@ -96,7 +96,7 @@ def merged_config(
 
 
 def _with_dtype(config: Mapping[str, object], name: str) -> dict[str, object]:
-    """A copy, unquantised; each dtype in it, in text_config and its like too, is `name`."""
+    """A copy in which every dtype that is named, in text_config and its like too, is `name`."""
     return {
         key: name
         if key in _DTYPE_KEYS
@@ -104,5 +104,4 @@ def _with_dtype(config: Mapping[str, object], name: str) -> dict[str, object]:
         if isinstance(value, dict)
         else value
         for key, value in config.items()
-        if key != QUANTIZATION_KEY
     }

@@ -6,6 +6,7 @@ Source: https://github.com/huggingface/transformers `utils/quantization_config.p
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from convert.errors import CheckpointError, broken, shown
 from convert.quant_state import QUANT_TYPES
@@ -50,6 +51,22 @@ def quantization_of(config: Mapping[str, object]) -> Quantization | None:
     found = [place[key] for place in places for key in _KEYS if place.get(key) is not None]
     parsed = [_bitsandbytes(values) for values in found]
     return parsed[0] if parsed else None
+
+
+def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy a config.json without what it says of quantisation, at every level.
+
+    Args:
+      config: The object.
+
+    Returns:
+      The configuration of the same model with dense weights.
+    """
+    return {
+        key: without_quantization(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in _KEYS
+    }
 
 
 def _bitsandbytes(values: object) -> Quantization:

@@ -94,7 +94,9 @@ class FastLanguageModel:
             scaled, and a line says so.
           dtype: Of weights and activations; None: bfloat16 where the device has it, float16 on
             older GPUs, float32 on a CPU.
-          load_in_4bit: Not built yet; pass False, or one of the next three.
+          load_in_4bit: The layers' projections are held in 4 bits (NF4, double quantisation):
+            quantised while they are loaded, or as a bitsandbytes folder holds them. False
+            dequantises such a folder.
           load_in_8bit: False.
           load_in_16bit: Overrides `load_in_4bit`: the weights keep `dtype`.
           full_finetuning: Overrides `load_in_4bit`: every weight is trained, with a float32 master.
@@ -130,15 +132,11 @@ class FastLanguageModel:
           (model, tokenizer); the tokenizer is None, with a warning, if the folder has none.
 
         Raises:
-          NotBuiltYetError: 4 bits, or an argument at a value that nothing here serves.
+          NotBuiltYetError: An argument at a value that nothing here serves.
           UnsupportedModelError: The configuration asks for maths not computed here.
           ModelNotFoundError: No such folder or repository, or no access to it.
         """
         _check_neutral(locals())
-        if load_in_4bit and not (load_in_16bit or full_finetuning):
-            raise NotBuiltYetError(
-                "load_in_4bit=True is not built yet; pass load_in_4bit=False for 16-bit LoRA."
-            )
         remat = _remat(use_gradient_checkpointing)
         check_backend(kernels)
         _check_length(max_seq_length)
@@ -153,6 +151,7 @@ class FastLanguageModel:
             dtype=dtype,
             mesh=data_mesh(mesh),
             fix_tokenizer=fix_tokenizer,
+            load_in_4bit=load_in_4bit and not load_in_16bit and not full_finetuning,
             full_finetuning=full_finetuning,
         )
         model.model.remat = remat

@@ -10,8 +10,13 @@ from typing import Any
 from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
-from convert import Adapter, read_adapter
-from convert.json_object import read_json_object
+from convert import (
+    Adapter,
+    quantization_of,
+    read_adapter,
+    read_json_object,
+    without_quantization,
+)
 from jaxtune.adapters.attach import attach_adapter
 from jaxtune.config import DecoderConfig
 from jaxtune.data.pad_token import with_pad_token
@@ -89,6 +94,7 @@ def load_pretrained(
     dtype: Any = None,
     mesh: Mesh | None = None,
     fix_tokenizer: bool = True,
+    load_in_4bit: bool = False,
     full_finetuning: bool = False,
 ) -> tuple[LanguageModel, Any]:
     """Load a model and its tokenizer; everything that can be wrong is looked at before a weight.
@@ -99,6 +105,7 @@ def load_pretrained(
       dtype: Of weights and activations; see `resolve_dtype`.
       mesh: Devices that each get the weights; None: one device.
       fix_tokenizer: Give the tokenizer a pad token of its own where it has none.
+      load_in_4bit: Hold the layers' projections in 4 bits; see `load_model`.
       full_finetuning: Train every weight, in float32.
 
     Returns:
@@ -118,7 +125,16 @@ def load_pretrained(
     if setting.line is not None:
         tqdm.write(setting.line)
     tokenizer = _load_tokenizer((adapter_folder, folder), setting, fix_tokenizer)
-    model = load_model(folder, setting.model_class, setting.config, dtype=compute_dtype, mesh=mesh)
+    if setting.quantized and not load_in_4bit:
+        tqdm.write(f"jaxtune: the 4-bit weights of {source.name} are dequantised.")
+    model = load_model(
+        folder,
+        setting.model_class,
+        setting.config,
+        dtype=compute_dtype,
+        load_in_4bit=load_in_4bit,
+        mesh=mesh,
+    )
     model.carried = Carried(
         tokenizer=tokenizer,
         name_or_path=source.name,
@@ -161,6 +177,7 @@ class _Setting:
       config: The same in ours.
       changes: Values of `hf` that are not the file's.
       line: What to tell the user of a stretched range.
+      quantized: The folder holds 4-bit weights.
     """
 
     model_class: type[LanguageModel]
@@ -169,6 +186,7 @@ class _Setting:
     config: DecoderConfig
     changes: dict[str, Any]
     line: str | None
+    quantized: bool
 
 
 def _look(range_: Range, folder: Path) -> None:
@@ -180,6 +198,9 @@ def _look(range_: Range, folder: Path) -> None:
 def _settle(folder: Path, range_: Range) -> _Setting:
     """Read config.json, change what the row length asks for, and check that it is served."""
     original = read_config_json(folder)
+    quantized = quantization_of(original) is not None
+    # How the files hold the weights is not part of the maths, nor of what is written from here.
+    original = without_quantization(original)
     model_class = with_verbs(find_family(original.get("model_type")))
     config_json, wanted, line = original, range_.max_seq_length, None
     if range_.rope_scaling is not None:
@@ -201,6 +222,7 @@ def _settle(folder: Path, range_: Range) -> _Setting:
         config=model_class.config_from_hf(hf),
         changes=described_change(before, hf),
         line=line,
+        quantized=quantized,
     )
 
 

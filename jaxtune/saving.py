@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from flax import nnx
@@ -18,17 +19,19 @@ from convert import (
     LazyTensor,
     atomic,
     cast,
+    companions,
+    dtype_of,
     file_name,
     merge_linear,
+    merged_config,
     open_checkpoint,
     write_checkpoint,
 )
-from convert.companions import companions
-from convert.model_config import dtype_of, merged_config
 from jaxtune.adapters.counting import count_parameters
 from jaxtune.adapters.modules import Place, places
 from jaxtune.adapters.peft_form import save_adapter
 from jaxtune.errors import NotBuiltYetError
+from jaxtune.layers.frozen_product import is_stack, layer_matrix
 from jaxtune.layers.linear import Linear
 from jaxtune.layers.variables import weight_of
 from jaxtune.models.decoder import CausalLM
@@ -197,14 +200,22 @@ def _parts(place: Place, layer: int | None, dtype: np.dtype) -> Iterator[tuple[s
         yield "bias", LazyTensor(shape=shape[:1], dtype=dtype, read=read)
 
 
+def _dense(stack: Any, layer: int | None) -> np.ndarray:
+    """A weight, of one layer of a stack; of 4 bits, the values that training computes with."""
+    if layer is None:
+        return np.asarray(stack)
+    if is_stack(stack):
+        return np.asarray(layer_matrix(stack, layer, jnp.float32, "auto"))
+    return np.asarray(stack[layer])
+
+
 def _slice(stack: Any, layer: int | None, dtype: np.dtype) -> np.ndarray:
     return cast(np.asarray(stack if layer is None else stack[layer]), dtype)
 
 
 def _merged_weight(module: nnx.Module, layer: int | None, dtype: np.dtype) -> np.ndarray:
     """One layer's W + s B A, rounded once."""
-    stack = weight_of(module, True)
-    weight = np.asarray(stack if layer is None else stack[layer])
+    weight = _dense(weight_of(module, True), layer)
     if not isinstance(module, Linear) or module.lora is None or layer is None:
         return cast(weight, dtype)
     rank, scale = module.lora.ranks[layer], module.lora.scales[layer]

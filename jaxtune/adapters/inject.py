@@ -45,7 +45,7 @@ def inject_lora(
         layers, out_features, in_features = weight.shape
         rank = max(spec.ranks)
         a_shape, b_shape = (layers, rank, in_features), (layers, out_features, rank)
-        if isinstance(weight, jax.ShapeDtypeStruct):
+        if isinstance(jax.tree.leaves(weight)[0], jax.ShapeDtypeStruct):
             a = jax.ShapeDtypeStruct(a_shape, jnp.float32)
             attach_lora(place, spec, a, jax.ShapeDtypeStruct(b_shape, jnp.float32))
             continue

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtune.adapters.inject import PREFIX
 from jaxtune.adapters.modules import Place, places
 from jaxtune.errors import NotBuiltYetError
+from jaxtune.layers.frozen_product import is_stack
 from jaxtune.layers.linear import Linear
 from jaxtune.layers.variables import Frozen, TrainedCopy
 from jaxtune.models.build import master
@@ -34,10 +35,17 @@ def train_copies(model: CausalLM, selected: Sequence[Place]) -> None:
                 f"`modules_to_save` of a projection with a bias is not built yet; got "
                 f"`{place.pattern}`. Adapt it by LoRA with bias='lora_only' instead."
             )
+        weight = module.weight.get_value()
+        if is_stack(weight):
+            raise ValueError(
+                "`modules_to_save` trains a dense weight; got "
+                f"`{place.pattern}`, which has 4 bits. Load it with load_in_4bit=False, or adapt it "
+                "by LoRA."
+            )
         names = [f"{PREFIX}{place.pattern}.weight"]
         if place.path[-1] == "embed_tokens" and model.config.tie_word_embeddings:
             names.append(HEAD)
-        copy = TrainedCopy(master(module.weight.get_value()), peft_names=tuple(names))
+        copy = TrainedCopy(master(weight), peft_names=tuple(names))
         module.trained_weight = copy
 
 

@@ -67,7 +67,7 @@ def _set_random_4bit(model: CausalLM, seed: int, std: float) -> None:
             layers, rows, columns = module.weight.get_value().shape
             key = jax.random.fold_in(jax.random.key(seed), number)
             stack = random_stack(key, layers, (rows, columns), model.dtype, std)
-            module.weight = Frozen(stack)
+            module.weight = Frozen(stack)  # pyrefly: ignore[bad-assignment]
 
 
 def freeze(model: nnx.Module) -> None:

@@ -59,9 +59,7 @@ class Leaf:
         self.checkpoint, self.infos = checkpoint, infos
         names = tensor_names(path, layers, decoder_name)
         self.tensors = [(layer, name, file_name(name, checkpoint.names)) for layer, name in names]
-        self.quantize = [
-            keeps_4bit if held in infos else quantizes for _, _, held in self.tensors
-        ]
+        self.quantize = [keeps_4bit if held in infos else quantizes for _, _, held in self.tensors]
 
     @property
     def missing(self) -> list[str]:

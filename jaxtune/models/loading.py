@@ -137,7 +137,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def _set_leaf(model: CausalLM, path: LeafPath, value: jax.Array) -> None:
+def _set_leaf(model: CausalLM, path: LeafPath, value: Any) -> None:
     setattr(_module(model, path), path[-1], Frozen(value))
 
 

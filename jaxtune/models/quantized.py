@@ -58,12 +58,8 @@ def empty_stack(one: NF4, layers: int) -> NF4:
 
     nested = one.nested
     if nested is not None:
-        nested = dataclasses.replace(
-            nested, absmax=room(nested.absmax), offset=room(nested.offset)
-        )
-    return dataclasses.replace(
-        one, codes=room(one.codes), absmax=room(one.absmax), nested=nested
-    )
+        nested = dataclasses.replace(nested, absmax=room(nested.absmax), offset=room(nested.offset))
+    return dataclasses.replace(one, codes=room(one.codes), absmax=room(one.absmax), nested=nested)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -89,9 +85,8 @@ def put_layer(stack: NF4, one: NF4, slot: jax.Array) -> NF4:
             absmax=put(nested.absmax, one.nested.absmax),
             offset=put(nested.offset, one.nested.offset),
         )
-    return dataclasses.replace(
-        stack, codes=put(stack.codes, one.codes), absmax=put(stack.absmax, one.absmax), nested=nested
-    )
+    codes, absmax = put(stack.codes, one.codes), put(stack.absmax, one.absmax)
+    return dataclasses.replace(stack, codes=codes, absmax=absmax, nested=nested)
 
 
 def is_finite(stack: NF4) -> np.ndarray:
