@@ -39,7 +39,7 @@ def train_copies(model: CausalLM, selected: Sequence[Place]) -> None:
         if is_stack(weight):
             raise ValueError(
                 "`modules_to_save` trains a dense weight; got "
-                f"`{place.pattern}`, which has 4 bits. Load it with load_in_4bit=False, or adapt it "
+                f"`{place.pattern}`, which has 4 bits. Load with load_in_4bit=False, or adapt it "
                 "by LoRA."
             )
         names = [f"{PREFIX}{place.pattern}.weight"]
