@@ -6,7 +6,7 @@ layer's is written once. Everything else stays whole and is read by layer index 
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,9 @@ from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxtune.config import Remat as Remat
 from jaxtune.layers.cache import KVCache
 
-Remat = Literal["full", "none", "offload"]
 LAYER_INPUT = "layer_input"
 POLICIES = {
     "full": None,
