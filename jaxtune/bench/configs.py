@@ -123,7 +123,7 @@ BUILT_IN: dict[str, Config] = {
         "num_key_value_heads": 8,
     },
     "gemma-3-1b": {
-        **_GEMMA,
+        **{key: value for key, value in _GEMMA.items() if key != "hidden_act"},
         "model_type": "gemma3_text",
         "hidden_size": 1152,
         "intermediate_size": 6912,

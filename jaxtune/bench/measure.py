@@ -56,7 +56,8 @@ def compile_step(setup: Setup) -> tuple[Any, dict[str, Any]]:
     """
     with heard() as events:
         start = time.perf_counter()
-        lowered = setup.step.lower(setup.trainable, setup.opt_state, setup.frozen, setup.batch)  # pyrefly: ignore[missing-attribute]  a jitted function has it
+        # pyrefly: ignore[missing-attribute]  a step is a jitted function, which can be lowered.
+        lowered = setup.step.lower(setup.trainable, setup.opt_state, setup.frozen, setup.batch)
         traced = time.perf_counter()
         compiled = lowered.compile()
         done = time.perf_counter()
