@@ -14,8 +14,8 @@ HloModule jit_step
   ROOT %add.1 = f32[2]{0} add(%p, %p), metadata={op_name="jit(step)/optimizer/add" source_line=3}
 }
 ENTRY %main {
-  %custom-call.12 = (bf16[4,4]{1,0}, s8[8]{0}) custom-call(%p), custom_call_target="__cublas$gemm", metadata={op_name="jit(step)/transpose(jvp(lora))/dot_general"}
-  fusion.3 = f32[2]{0} fusion(%p), kind=kLoop, calls=%fused, metadata={op_type="add" op_name="jit(step)/say \"a\"/add"}
+  %custom-call.12 = (bf16[4]{0}, s8[8]{0}) custom-call(%p), metadata={op_name="jit(step)/transpose(jvp(lora))/dot"}
+  fusion.3 = f32[2]{0} fusion(%p), calls=%fused, metadata={op_type="add" op_name="jit(step)/say \"a\"/add"}
   %bare.1 = f32[2]{0} add(%p, %p)
 }
 """
@@ -55,7 +55,7 @@ def test_scopes_of_a_programs_text():
     assert scopes_of(HLO) == {
         "p": "x['a']",
         "add.1": "jit(step)/optimizer/add",
-        "custom-call.12": "jit(step)/transpose(jvp(lora))/dot_general",
+        "custom-call.12": "jit(step)/transpose(jvp(lora))/dot",
         "fusion.3": r"jit(step)/say \"a\"/add",
     }
 
