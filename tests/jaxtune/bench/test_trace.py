@@ -14,8 +14,8 @@ HloModule jit_step
   ROOT %add.1 = f32[2]{0} add(%p, %p), metadata={op_name="jit(step)/optimizer/add" source_line=3}
 }
 ENTRY %main {
-  %custom-call.12 = (bf16[4]{0}, s8[8]{0}) custom-call(%p), metadata={op_name="jit(step)/transpose(jvp(lora))/dot"}
-  fusion.3 = f32[2]{0} fusion(%p), calls=%fused, metadata={op_type="add" op_name="jit(step)/say \"a\"/add"}
+  %custom-call.12 = (f32[2], s8[8]) custom-call(), metadata={op_name="jit(step)/transpose(jvp(lora))/dot"}
+  fusion.3 = f32[2] fusion(%p), metadata={op_type="add" op_name="jit(step)/say \"a\"/add"}
   %bare.1 = f32[2]{0} add(%p, %p)
 }
 """
