@@ -12,6 +12,7 @@ import dataclasses
 from typing import Literal
 
 Activation = Literal["silu", "gelu_pytorch_tanh"]
+Remat = Literal["full", "none", "offload"]  # what each does: `jaxtune.models.run.run_layers`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

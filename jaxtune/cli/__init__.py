@@ -10,6 +10,7 @@ from typing import Any
 
 import tyro
 
+from jaxtune.bench.options import Bench
 from jaxtune.quickstart.options import Quickstart
 
 DESCRIPTION = """Fine-tune Llama, Mistral and Gemma with LoRA in JAX; the adapter loads in peft.
@@ -21,7 +22,10 @@ Then a model and rows of your own, one {"text": "..."} a line:
     jaxtune quickstart --model HuggingFaceTB/SmolLM2-135M --dataset rows.jsonl"""
 
 # Name of the command: its options, and the module whose `run(options) -> exit status` serves it.
-COMMANDS = {"quickstart": (Quickstart, "jaxtune.quickstart.run")}
+COMMANDS = {
+    "quickstart": (Quickstart, "jaxtune.quickstart.run"),
+    "bench": (Bench, "jaxtune.bench.run"),
+}
 WRONG_REQUEST = 2
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 

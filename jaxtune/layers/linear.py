@@ -92,6 +92,7 @@ class Linear(nnx.Module):
         with jax.named_scope("lora"):
             return y + self._branch(self.lora, x, context, slot)
 
+    @jax.named_scope("lora")  # profiles tell its products from the base's by this name
     def _branch(
         self, lora: LoraSpec, x: Float[Array, "B T I"], context: LayerContext, slot: int
     ) -> Float[Array, "B T O"]:

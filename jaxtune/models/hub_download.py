@@ -50,6 +50,23 @@ def download(
     return folder
 
 
+def download_config(name: str) -> Path:
+    """Download a repository's config.json alone, for what needs no weights.
+
+    Args:
+      name: Hub id.
+
+    Returns:
+      The folder of the snapshot.
+
+    Raises:
+      ValueError: No hub id.
+      ModelNotFoundError: Neither the hub nor its cache has it.
+    """
+    _check_name(name)
+    return _Source(name, None, None, local_files_only=False).fetch(None, ["config.json"])
+
+
 def _check_name(name: str) -> None:
     try:
         validate_repo_id(name)

@@ -7,7 +7,7 @@ layer's is written once. Everything else stays whole and is read by layer index 
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,12 @@ from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxtune.config import Remat as Remat
 from jaxtune.layers.cache import KVCache
 from jaxtune.layers.frozen_product import is_stack
 from jaxtune.layers.residuals import KEPT
 from pallas_kernels.attention import CUDNN
 
-Remat = Literal["full", "none", "offload"]
 LAYER_INPUT = "layer_input"
 _named = jax.checkpoint_policies.save_only_these_names(*KEPT)
 

@@ -209,7 +209,8 @@ def make_train_step(
             gradient = clip_by_global_norm(gradient, norm, max_grad_norm)
         # An optimizer's state has its leaf's dtype, and keeps it if the gradient has it too.
         gradient = jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, trainable)
-        updates, opt_state = tx.update(gradient, opt_state, trainable)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = tx.update(gradient, opt_state, trainable)
         metrics = {"loss": mean_loss, "grad_norm": norm, "tokens": tokens}
         # optax's annotation forgets that the tree it returns is of the kind that it was given.
         updated: Any = optax.apply_updates(trainable, updates)

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from convert import CheckpointError, open_checkpoint, read_adapter
 from jaxtune.errors import ModelNotFoundError
 from jaxtune.models.hub import resolve_folder
+from jaxtune.models.hub_download import download_config
 from tests.base_install import write_model
 from tests.fake_hub import FakeHub, serve_hub
 
@@ -117,6 +118,15 @@ def test_only_what_is_read_is_downloaded_and_once(hub: FakeHub, written: Path) -
     resolve_folder(NAME)
     assert not hub.sent
     assert [request.method for request in hub.requests] == ["GET"]
+
+
+def test_a_configuration_comes_alone(hub: FakeHub, written: Path) -> None:
+    hub.add(NAME, written)
+    folder = download_config(NAME)
+    assert set(hub.sent) == {"config.json"}
+    assert (folder / "config.json").read_bytes() == (written / "config.json").read_bytes()
+    with pytest.raises(ModelNotFoundError, match="owner/none"):
+        download_config("owner/none")
 
 
 def test_the_single_file_is_preferred_as_convert_does(hub: FakeHub, source: Path) -> None:

@@ -1,0 +1,120 @@
+"""Peak memory, as three different witnesses tell it."""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+from typing import Any
+
+import jax
+
+MIB = 2**20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compiler:
+    """What the compiler planned for the step, bytes.
+
+    Attributes:
+      arguments: Weights, adapter, optimizer state and batch.
+      outputs: New adapter and state, metrics.
+      aliased: Outputs that live in arguments' memory.
+      temporaries: Everything in between.
+      host_temporaries: The same in host memory (plan "offload").
+    """
+
+    arguments: int
+    outputs: int
+    aliased: int
+    temporaries: int
+    host_temporaries: int
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the worst moment: arguments + outputs - aliased + temporaries."""
+        return self.arguments + self.outputs - self.aliased + self.temporaries
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+    """The three witnesses, bytes; None where one is absent.
+
+    Attributes:
+      compiler: Its plan.
+      allocator_before: JAX's allocator's peak before the first step, while weights were drawn.
+      allocator: Its peak after the last step; the steps' own only where it is over the former.
+      in_use: What it holds after the last step.
+      nvidia_smi: Used by this process, or of its GPU; counts the pool that JAX takes in advance.
+    """
+
+    compiler: Compiler | None
+    allocator_before: int | None
+    allocator: int | None
+    in_use: int | None
+    nvidia_smi: int | None
+
+
+def planned(compiled: Any) -> Compiler | None:
+    """The compiler's plan of a compiled step; None where a platform tells nothing."""
+    stats = compiled.memory_analysis()
+    if stats is None:
+        return None
+    return Compiler(
+        arguments=stats.argument_size_in_bytes,
+        outputs=stats.output_size_in_bytes,
+        aliased=stats.alias_size_in_bytes,
+        temporaries=stats.temp_size_in_bytes,
+        host_temporaries=stats.host_temp_size_in_bytes,
+    )
+
+
+def allocated(device: jax.Device, key: str) -> int | None:
+    """A number of the allocator, such as "peak_bytes_in_use"; None where it has none."""
+    return (device.memory_stats() or {}).get(key)
+
+
+def nvidia_smi_bytes(device: jax.Device) -> int | None:
+    """What nvidia-smi sees in use by this process; None without nvidia-smi or on another device.
+
+    In a container nvidia-smi may not know the process: then all that is used of the GPU whose
+    number the device has (wrong where CUDA_VISIBLE_DEVICES renumbers them).
+    """
+    if device.platform != "gpu":
+        return None
+    mine = used_by(_query("--query-compute-apps=pid,used_memory"), os.getpid())
+    if mine is not None:
+        return mine
+    number = device.local_hardware_id
+    return used_by(_query("--query-gpu=index,memory.used"), device.id if number is None else number)
+
+
+def used_by(rows: str, number: int) -> int | None:
+    """Bytes beside a number in rows of "number, MiB"; None if no row has it.
+
+    Args:
+      rows: Of nvidia-smi, without header and units.
+      number: Of the process, or of the GPU.
+
+    Returns:
+      The sum over its rows.
+    """
+    found = [row.split(",") for row in rows.splitlines() if row.count(",") == 1]
+    values = [int(used) for key, used in found if key.strip() == str(number) and _number(used)]
+    return sum(values) * MIB if values else None
+
+
+def _number(text: str) -> bool:
+    return text.strip().isdecimal()
+
+
+def _query(what: str) -> str:
+    """The answer of nvidia-smi; empty if there is none."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ""
+    command = [program, what, "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""

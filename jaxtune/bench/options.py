@@ -1,0 +1,73 @@
+"""The options of `jaxtune bench`; imports no jax."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from jaxtune.bench.configs import BUILT_IN
+from jaxtune.config import Remat
+
+Bits = Literal[4, 16]
+FEWEST_STEPS = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Measure one whole training step: LoRA on random weights, at a model's real shapes.
+
+    Nothing but a config.json is downloaded, and that only for a hub id. Printed are the step's
+    time, what the device could do at best, memory, and compilation.
+
+    Attributes:
+      model: Built-in name (such as llama-3-8b), config.json or its folder, or hub id.
+      batch: Rows a micro-batch.
+      length: Tokens a row.
+      rank: LoRA rank of the seven projections.
+      bits: Of a frozen projection's weight.
+      plan: full: the backward pass computes each layer again; none: it finds everything kept;
+        offload: again, from inputs kept in host memory.
+      packing: Rows packed from documents of a few hundred tokens; else one document a row.
+      accumulation: Micro-batches a step.
+      steps: Timed steps, after three to warm up.
+      optimizer: Name as in `optim` of the training arguments.
+      kernels: Backend of every op.
+      output: JSON file to write the numbers to.
+      profile: Folder to write a profiler's trace to; its kernels are printed.
+    """
+
+    model: Annotated[str, arg(metavar="NAME")] = "llama-3-8b"
+    batch: Annotated[int, arg(metavar="N")] = 2
+    length: Annotated[int, arg(metavar="N")] = 2048
+    rank: Annotated[int, arg(metavar="N")] = 16
+    bits: Bits = 4
+    plan: Remat = "full"
+    packing: bool = False
+    accumulation: Annotated[int, arg(metavar="N")] = 1
+    steps: Annotated[int, arg(metavar="N")] = FEWEST_STEPS
+    optimizer: Annotated[str, arg(metavar="NAME")] = "adamw_torch"
+    kernels: Annotated[str, arg(metavar="NAME")] = "auto"
+    output: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    profile: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
+
+    def __post_init__(self) -> None:
+        """Check what can be checked before anything is loaded."""
+        least = {"batch": 1, "length": 2, "rank": 1, "accumulation": 1, "steps": FEWEST_STEPS}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"--{name} must be >= {bound}; got {getattr(self, name)}.")
+        if self.model not in BUILT_IN and "/" not in self.model and not Path(self.model).exists():
+            raise ValueError(
+                "--model must be a built-in name, a config.json or its folder, or a hub id "
+                f"(owner/name); got {self.model!r}. The built-in names: {', '.join(BUILT_IN)}."
+            )
+        if self.output is not None and (self.output.is_dir() or not self.output.parent.is_dir()):
+            raise ValueError(
+                f"--output must be a file in a folder that exists; got {self.output}. "
+                "Make the folder, or name a file."
+            )
+        if self.profile is not None and self.profile.exists() and not self.profile.is_dir():
+            raise ValueError(
+                f"--profile must be a folder, or a name that is free; {self.profile} is a file."
+            )

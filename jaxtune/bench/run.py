@@ -1,0 +1,91 @@
+"""`jaxtune bench`: look at the request, make the step, measure it, say what was found."""
+
+from typing import Any
+
+import jax
+
+from convert import write_json
+from jaxtune.bench.floors import floor, work
+from jaxtune.bench.measure import measure
+from jaxtune.bench.options import Bench
+from jaxtune.bench.profile import STEPS, profile_steps
+from jaxtune.bench.rates import measure_rates
+from jaxtune.bench.record import about, profiled, results
+from jaxtune.bench.report import lines
+from jaxtune.bench.setup import draw_documents, make_optimizer, make_setup
+from jaxtune.bench.subject import Subject, check_length, find_subject
+from jaxtune.bench.trace import Kernel, kernels, scopes_of
+from jaxtune.console import say
+from jaxtune.machine import first_line, probe
+from jaxtune.models.precision import resolve_dtype
+from pallas_kernels import check_backend
+
+NO_MEMORY = "RESOURCE_EXHAUSTED"
+
+
+def run(options: Bench) -> int:
+    """Measure a step, print the result and write it.
+
+    Args:
+      options: Of the command line.
+
+    Returns:
+      The exit status.
+
+    Raises:
+      ValueError: An option that the model or this version does not serve, or too little memory.
+    """
+    subject = find_subject(options.model)
+    check_length(subject, options.length, options.packing)
+    check_backend(options.kernels)
+    make_optimizer(options.optimizer)
+    machine = probe()
+    say(first_line(machine))
+    if machine.backend == "cpu":
+        say("CPU: times mean nothing for a GPU.")
+    say("")
+    try:
+        record = {**about(options, subject, machine), **_measure(options, subject)}
+    except jax.errors.JaxRuntimeError as error:
+        if NO_MEMORY not in str(error):
+            raise
+        raise ValueError(
+            f"a step must fit into the device's memory; {subject.name} with --batch "
+            f"{options.batch} --length {options.length} --bits {options.bits} --plan "
+            f"{options.plan} does not. Try --bits 4, --plan offload, or shorter or fewer rows."
+        ) from error
+    say(*lines(record))
+    if options.output is not None:
+        write_json(options.output, record)
+        say("", f"Written to {options.output}.")
+    return 0
+
+
+def _measure(options: Bench, subject: Subject) -> dict[str, Any]:
+    """The step first, on a device that holds nothing else; then the device alone."""
+    rows = options.batch * options.accumulation
+    documents = draw_documents(rows, options.length, packing=options.packing)
+    found = _run_steps(options, subject, documents)
+    rates = measure_rates(subject.config, options.batch * options.length, resolve_dtype(None))
+    done = work(
+        subject.config,
+        [length for row in documents for length in row],
+        bits=options.bits,
+        accumulation=options.accumulation,
+    )
+    least = floor(done, rates)
+    record = results(found["measured"], done, rates, least)
+    if found["kernels"] is not None:
+        record["profile"] = profiled(found["kernels"], least)
+    return record
+
+
+def _run_steps(options: Bench, subject: Subject, documents: list[list[int]]) -> dict[str, Any]:
+    """Make the model, time its step and profile it; the memory is free again afterwards."""
+    setup = make_setup(options, subject, make_optimizer(options.optimizer), documents)
+    measured, step, hlo_text = measure(setup, options.steps)
+    found: list[Kernel] | None = None
+    if options.profile is not None:
+        events = profile_steps(step, options.profile)
+        found = kernels(events, scopes_of(hlo_text), STEPS)
+    return {"measured": measured, "kernels": found}
