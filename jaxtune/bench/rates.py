@@ -47,13 +47,13 @@ def measure_rates(config: DecoderConfig, tokens: int, dtype: DTypeLike) -> Rates
 
 def best_seconds(function: Callable[..., Any], arguments: Sequence[Any]) -> float:
     """Seconds a call of a compiled function in the best group of calls."""
-    jax.block_until_ready(function(*arguments))
+    result = jax.block_until_ready(function(*arguments))
     best = float("inf")
     for _ in range(GROUPS):
         start = time.perf_counter()
-        # A device makes its calls in order; the last result is the last to be ready.
-        results = [function(*arguments) for _ in range(CALLS)]
-        jax.block_until_ready(results)
+        for _ in range(CALLS):
+            result = function(*arguments)  # calls are made in order: the last is ready last
+        jax.block_until_ready(result)
         best = min(best, (time.perf_counter() - start) / CALLS)
     return best
 

@@ -14,7 +14,7 @@ HloModule jit_step
   ROOT %add.1 = f32[2]{0} add(%p, %p), metadata={op_name="jit(step)/optimizer/add" source_line=3}
 }
 ENTRY %main {
-  %custom-call.12 = (f32[2], s8[8]) custom-call(), metadata={op_name="jit(step)/transpose(jvp(lora))/dot"}
+  %custom-call.12 = (f32[2], s8[8]) call(), metadata={op_name="jit(step)/transpose(jvp(lora))/dot"}
   fusion.3 = f32[2] fusion(%p), metadata={op_type="add" op_name="jit(step)/say \"a\"/add"}
   %bare.1 = f32[2]{0} add(%p, %p)
 }
