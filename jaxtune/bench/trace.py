@@ -121,7 +121,9 @@ def classify(name: str, args: Mapping[str, Any], op_names: Mapping[str, str]) ->
     said = (args.get(key) for key in ("tf_op", "name", "scope"))
     text = {
         "name": f"{name} {op}",
-        "scope": " ".join(str(value) for value in (*said, op_names.get(op)) if value),
+        "scope": " ".join(
+            str(value) for value in (*said, op_names.get(op, op_names.get(name))) if value
+        ),
     }
     for group, where, pattern in RULES:
         if re.search(pattern, text[where], re.IGNORECASE):
@@ -130,8 +132,13 @@ def classify(name: str, args: Mapping[str, Any], op_names: Mapping[str, str]) ->
 
 
 def scopes_of(hlo_text: str) -> dict[str, str]:
-    """{HLO op: where in the program it was made}, of a compiled program's text."""
-    return dict(OP_NAME.findall(hlo_text))
+    """{HLO op: where in the program it was made}, of a compiled program's text.
+
+    Kernels inside a command buffer say only which buffer; but a fusion's kernel is named after its
+    op, with underscores, and is found by that name too.
+    """
+    found = dict(OP_NAME.findall(hlo_text))
+    return {re.sub(r"[.\-]", "_", op): scope for op, scope in found.items()} | found
 
 
 def by_group(found: Iterable[Kernel]) -> dict[str, tuple[float, float]]:

@@ -57,7 +57,16 @@ def test_scopes_of_a_programs_text():
         "add.1": "jit(step)/optimizer/add",
         "custom-call.12": "jit(step)/transpose(jvp(lora))/dot",
         "fusion.3": r"jit(step)/say \"a\"/add",
+        "add_1": "jit(step)/optimizer/add",
+        "custom_call_12": "jit(step)/transpose(jvp(lora))/dot",
+        "fusion_3": r"jit(step)/say \"a\"/add",
     }
+
+
+def test_a_kernel_in_a_command_buffer_is_found_by_its_own_name():
+    scopes = scopes_of(HLO)
+    assert classify("custom_call_12", {"hlo_op": "command_buffer_1"}, scopes) == trace.LORA
+    assert classify("custom_call_13", {"hlo_op": "command_buffer_1"}, scopes) == trace.OTHER
 
 
 def test_kernels_are_added_up_over_the_streams_of_gpus_and_nothing_else():
