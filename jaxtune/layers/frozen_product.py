@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,10 @@ def is_stack(value: object) -> TypeGuard[Stack]:
 
 
 def layer_matrix(
-    stack: Stack, layer: Int[Array, ""] | int, dtype: DTypeLike, kernels: str
+    stack: Stack,
+    layer: Int[Array, ""] | int,
+    dtype: DTypeLike,
+    kernels: str,
 ) -> Float[Array, "O I"]:
     """One layer's dense weight.
 
@@ -110,3 +113,67 @@ def _backward(
 
 
 frozen_product.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def joined_product(
+    kernels: str,
+    offset: int,
+    wide: Float[Array, "B T IE"],
+    x: Float[Array, "B T I"],
+    p: Float[Array, "B T R"],
+    b: Float[Array, "O R"],
+    weight: NF4,
+    layer: Int[Array, ""] | int,
+) -> Float[Array, "B T O"]:
+    """The product y = x W^T + p b^T as one: wide [W, 0, b, 0]^T with wide = [x, .., p, ..].
+
+    The sum is made in the product's accumulator, so that neither term is written by itself.
+    dx = dy W, dp = dy b, db = dy^T p: those of the two products.
+
+    Args:
+      kernels: Backend request.
+      offset: Columns of `wide` between x and p.
+      wide: x, p and what belongs to other projections of the same x, [B, T, I + E].
+      x: Takes the gradient; its value is read from `wide`.
+      p: Likewise.
+      b: [O, R].
+      weight: Holds W, [L, O, I].
+      layer: Index of the layer.
+
+    Returns:
+      [B, T, O].
+    """
+    del x
+    extra = wide.shape[-1] - weight.matrix[1]
+    beside = jnp.pad(b, ((0, 0), (offset, extra - offset - p.shape[-1])))
+    with jax.named_scope("dequantize"):
+        matrix = dequantize_nf4(weight, layer, wide.dtype, beside=beside, backend=kernels)
+    return wide @ matrix.T
+
+
+def _joined_forward(
+    kernels: str,
+    offset: int,
+    wide: Float[Array, "B T IE"],
+    x: Float[Array, "B T I"],
+    p: Float[Array, "B T R"],
+    b: Float[Array, "O R"],
+    weight: NF4,
+    layer: Int[Array, ""] | int,
+) -> tuple[Float[Array, "B T O"], tuple[Any, ...]]:
+    return joined_product(kernels, offset, wide, x, p, b, weight, layer), (p, b, weight, layer)
+
+
+def _joined_backward(
+    kernels: str, offset: int, residuals: tuple[Any, ...], dy: Float[Array, "B T O"]
+) -> tuple[Any, ...]:
+    del offset
+    p, b, weight, layer = residuals
+    dx = dy @ layer_matrix(weight, layer, dy.dtype, kernels)
+    with jax.named_scope("lora"):
+        dp, db = dy @ b, jnp.einsum("BTO,BTR->OR", dy, p)
+    return None, dx, dp, db, None, None
+
+
+joined_product.defvjp(_joined_forward, _joined_backward)

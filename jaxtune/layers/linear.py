@@ -85,28 +85,30 @@ class Linear(nnx.Module):
             y = frozen_product(context.kernels, x, weight, context.layer)
         else:
             y = x @ weight.astype(x.dtype).T
-        if self.bias is not None:
-            y = y + self.bias[...].astype(x.dtype)
+        y = self.with_bias(y)
         if self.lora is None or not context.adapters:
             return y
+        inner = self.lora_input(self.lora, x, context, slot)
         with jax.named_scope("lora"):
-            return y + self._branch(self.lora, x, context, slot)
+            return y + inner @ self.lora_B[...].astype(x.dtype).T
+
+    def with_bias(self, y: Float[Array, "B T O"]) -> Float[Array, "B T O"]:
+        """Add the bias, where there is one."""
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
     @jax.named_scope("lora")  # profiles tell its products from the base's by this name
-    def _branch(
+    def lora_input(
         self, lora: LoraSpec, x: Float[Array, "B T I"], context: LayerContext, slot: int
-    ) -> Float[Array, "B T O"]:
-        """The LoRA branch, s (drop(x) A^T) B^T."""
+    ) -> Float[Array, "B T R"]:
+        """What B multiplies in the LoRA branch, s drop(x) A^T."""
         a = self.lora_A[...].astype(x.dtype)
-        b = self.lora_B[...].astype(x.dtype)
         if lora.dropout > 0 and context.dropout_key is not None:
             keep = 1 - lora.dropout
             key = jax.random.fold_in(context.dropout_key, slot)
             mask = jax.random.bernoulli(key, keep, x.shape)
             x = jnp.where(mask, x / keep, 0).astype(x.dtype)
         scale = jnp.asarray(lora.scales, jnp.float32)[context.layer]
-        inner = named((x @ a.T) * scale.astype(x.dtype), LORA_INPUT)
-        return inner @ b.T
+        return named((x @ a.T) * scale.astype(x.dtype), LORA_INPUT)
 
 
 def kaiming_uniform_bound(in_features: int) -> float:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxtune.config import DecoderConfig
 from jaxtune.layers.context import LayerContext
+from jaxtune.layers.joined import project
 from jaxtune.layers.linear import Linear
 from jaxtune.layers.residuals import GATE, UP, named
 
@@ -35,6 +36,6 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"], context: LayerContext) -> Float[Array, "B T D"]:
         """Apply one layer's MLP."""
-        gate = named(self.gate_proj(x, context, 4), GATE)
-        up = named(self.up_proj(x, context, 5), UP)
+        gate, up = project((self.gate_proj, self.up_proj), x, context, 4)
+        gate, up = named(gate, GATE), named(up, UP)
         return self.down_proj(ACTIVATIONS[self.hidden_activation](gate) * up, context, 6)

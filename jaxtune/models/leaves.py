@@ -11,18 +11,27 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding
 
-from convert import Checkpoint, QuantizedInfo, dequantize, file_name, part_names, read_quantized
+from convert import (
+    Checkpoint,
+    QuantizedInfo,
+    QuantizedTensor,
+    dequantize,
+    file_name,
+    part_names,
+    read_quantized,
+)
 from jaxtune.errors import IncompatibleCheckpointError
 from jaxtune.layers.frozen_product import Bank
-from jaxtune.models.naming import Path, tensor_names
+from jaxtune.models.naming import Path, is_stacked, tensor_names
 from jaxtune.models.quantized import empty_stack, from_file, is_finite, put_layer
+from jaxtune.models.read_ahead import ReadAhead
 from pallas_kernels import NF4, quantize_nf4
 
 Advance = Callable[[int], object]
 
 
 class Leaf:
-    """One leaf and its tensors, looked up by name; nothing is read until `read`.
+    """One leaf and its tensors, looked up by name; nothing is read until `fill`.
 
     Attributes:
       path: Of the leaf in the model.
@@ -90,71 +99,77 @@ class Leaf:
         info = self.infos.get(name)
         return self.checkpoint.info(name).shape if info is None else info.shape
 
-    def read(self, place: NamedSharding | None, advance: Advance) -> Any:
-        """The leaf on the device; a stack is filled in place, one layer's tensor in host memory.
+    @property
+    def _order(self) -> tuple[list[str], list[str]]:
+        """Names of the tensors that stay dense and of those of 4 bits, each in layer order."""
+        pairs = list(zip(self.held, self.quantize, strict=True))
+        dense = [name for (_, name), quantize in pairs if not quantize]
+        return dense, [name for (_, name), quantize in pairs if quantize]
+
+    def jobs(self) -> list[Callable[[], Any]]:
+        """What to read into host memory, in the order in which `fill` takes it."""
+        dense, small = self._order
+        return [
+            *(functools.partial(self._host, name) for name in dense),
+            *(functools.partial(self._parts, name) for name in small),
+        ]
+
+    def fill(self, source: ReadAhead, place: NamedSharding | None, advance: Advance) -> Any:
+        """The leaf on the device; a stack is filled in place.
 
         Args:
+          source: Of the jobs.
           place: Where it goes; None: JAX's default device.
           advance: Told of the bytes that were read.
 
         Returns:
           An array, `NF4` or `Bank`.
         """
-        if not any(self.quantize):
-            return self._read_dense(self.held, place, advance)
-        if all(self.quantize):
-            return self._read_4bit(self.held, place, advance)
-        pairs = list(zip(self.held, self.quantize, strict=True))
-        dense = [held for held, quantize in pairs if not quantize]
-        small = [held for held, quantize in pairs if quantize]
-        numbers = (dense, small)
-        slots = tuple(numbers[quantize].index(held) for held, quantize in pairs)
+        dense, small = self._order
+        if not small:
+            return self._fill_dense(dense, source, place, advance)
+        if not dense:
+            return self._fill_4bit(small, source, place, advance)
+        slots = tuple(self.quantize[:i].count(kind) for i, kind in enumerate(self.quantize))
         return Bank(
-            dense=self._read_dense(dense, place, advance),
-            quantized=self._read_4bit(small, place, advance),
+            dense=self._fill_dense(dense, source, place, advance),
+            quantized=self._fill_4bit(small, source, place, advance),
             kinds=tuple(self.quantize),
             slots=slots,
         )
 
-    def _read_dense(
-        self,
-        held: list[tuple[int | None, str]],
-        place: NamedSharding | None,
-        advance: Advance,
+    def _fill_dense(
+        self, names: list[str], source: ReadAhead, place: NamedSharding | None, advance: Advance
     ) -> jax.Array:
         dtype = self.value.dtype
-        if held[0][0] is None:
-            name = held[0][1]
-            whole = jax.device_put(self._host(name), place).astype(dtype)
-            whole.block_until_ready()
-            advance(self._bytes(name))
-            return whole
-        stack = jnp.zeros((len(held), *self.value.shape[1:]), dtype, device=place)
-        for slot, (_, name) in enumerate(held):
-            stack = _put_dense(stack, jax.device_put(self._host(name), place), np.int32(slot))
+        if not is_stacked(self.path):
+            whole = jax.device_put(source.take(), place).astype(dtype)
             # The host's copy may go only when the device has its own.
+            whole.block_until_ready()
+            advance(self._bytes(names[0]))
+            return whole
+        stack = jnp.zeros((len(names), *self.value.shape[1:]), dtype, device=place)
+        for slot, name in enumerate(names):
+            stack = _put_dense(stack, jax.device_put(source.take(), place), np.int32(slot))
             stack.block_until_ready()
             advance(self._bytes(name))
         return stack
 
-    def _read_4bit(
-        self,
-        held: list[tuple[int | None, str]],
-        place: NamedSharding | None,
-        advance: Advance,
+    def _fill_4bit(
+        self, names: list[str], source: ReadAhead, place: NamedSharding | None, advance: Advance
     ) -> NF4:
         stack: NF4 | None = None
-        for slot, (_, name) in enumerate(held):
-            one = self._one_4bit(name, place)
+        for slot, name in enumerate(names):
+            one = self._one_4bit(source.take(), place)
             if stack is None:
-                stack = empty_stack(one, len(held))
-            _check_alike(name, stack, one, held[0][1])
+                stack = empty_stack(one, len(names))
+            _check_alike(name, stack, one, names[0])
             stack = put_layer(stack, one, np.int32(slot))
             jax.block_until_ready(stack)
             advance(self._bytes(name))
         if stack is None:
             raise ValueError("a 4-bit stack needs a tensor at least; got none")
-        for (_, name), finite in zip(held, is_finite(stack), strict=True):
+        for name, finite in zip(names, is_finite(stack), strict=True):
             if not finite:
                 raise IncompatibleCheckpointError(
                     f"a weight must be finite to be quantised; tensor `{name}` holds NaN or "
@@ -162,13 +177,18 @@ class Leaf:
                 )
         return stack
 
-    def _one_4bit(self, name: str, place: NamedSharding | None) -> NF4:
-        info = self.infos.get(name)
-        if info is not None:
-            return from_file(read_quantized(self.checkpoint, info), place)
+    def _one_4bit(self, read: Any, place: NamedSharding | None) -> NF4:
+        if isinstance(read, QuantizedTensor):
+            return from_file(read, place)
         # As in transformers, the weight takes the model's dtype before it is quantised.
-        weight = jax.device_put(self.checkpoint.read(name), place)
-        return _quantized(weight, self.value.dtype)
+        return _quantized(jax.device_put(read, place), self.value.dtype)
+
+    def _parts(self, name: str) -> Any:
+        """What a 4-bit weight is made of: its parts in the files, or the dense tensor."""
+        info = self.infos.get(name)
+        if info is None:
+            return self.checkpoint.read(name)
+        return read_quantized(self.checkpoint, info)
 
     def _host(self, name: str) -> np.ndarray:
         """A tensor as a dense array in host memory."""

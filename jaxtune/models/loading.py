@@ -1,4 +1,4 @@
-"""From a folder to a model: weights streamed into the stacks, one tensor in host memory."""
+"""From a folder to a model: weights streamed into the stacks, two tensors in host memory."""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from jaxtune.models.leaves import Leaf
 from jaxtune.models.naming import Path as LeafPath
 from jaxtune.models.naming import is_stacked
 from jaxtune.models.placement import replicated
+from jaxtune.models.read_ahead import ReadAhead
 
 ModelT = TypeVar("ModelT", bound=CausalLM)
 
@@ -63,15 +64,17 @@ def load_model(
                 f"jaxtune: the text part of {model_class.__name__} is loaded; "
                 f"{skipped:,} tensors of its other parts are skipped."
             )
-        with tqdm(
+        bar = tqdm(
             total=sum(leaf.bytes_in_files for leaf in wanted),
             desc="loading weights",
             unit="B",
             unit_scale=True,
             disable=not progress,
-        ) as bar:
+        )
+        jobs = [job for leaf in wanted for job in leaf.jobs()]
+        with bar, ReadAhead(jobs) as source:
             for leaf in wanted:
-                _set_leaf(model, leaf.path, leaf.read(replicated(mesh), bar.update))
+                _set_leaf(model, leaf.path, leaf.fill(source, replicated(mesh), bar.update))
     return model
 
 

@@ -85,6 +85,10 @@ def run_layers(
 
     def whole_period(carry: Carry, inputs: tuple[nnx.State, jax.Array]) -> tuple[Carry, None]:
         leaves, first = inputs
+        if head is trained:
+            # The leaf itself, not a slice of it: the backward pass then reads the stack that there
+            # is, and no second one is made of what it keeps.
+            return apply(0, carry, leaves, first), None
         for place in range(period):
             mine = jax.tree.map(lambda a, place=place: a[place], leaves)
             carry = apply(place, carry, mine, first + place)
@@ -92,7 +96,9 @@ def run_layers(
 
     periods = layers // period
     scanned = periods * period
-    head = jax.tree.map(lambda a: a[:scanned].reshape(periods, period, *a.shape[1:]), trained)
+    head = trained
+    if period > 1 or scanned < layers:
+        head = jax.tree.map(lambda a: a[:scanned].reshape(periods, period, *a.shape[1:]), trained)
     first = jnp.arange(0, scanned, period, dtype=jnp.int32)
     carry, _ = lax.scan(whole_period, (x, cache), (head, first))
     for index in range(scanned, layers):

@@ -122,12 +122,16 @@ def window_gradient(
         (loss_sum, count), gradient = value_and_grad(graphdef, trainable, frozen, micro)
         return jax.tree.map(jnp.add, total, (gradient, loss_sum, count)), None
 
-    start = (
-        jax.tree.map(lambda p: jnp.zeros(p.shape, _wide(p)), trainable),
-        jnp.zeros((), jnp.float32),
-        jnp.zeros((), jnp.int32),
-    )
-    (gradient, loss_sum, count), _ = jax.lax.scan(micro_step, start, _cut(batch, accumulation))
+    if accumulation == 1:
+        (loss_sum, count), gradient = value_and_grad(graphdef, trainable, frozen, batch)
+        gradient = jax.tree.map(lambda g, p: g.astype(_wide(p)), gradient, trainable)
+    else:
+        start = (
+            jax.tree.map(lambda p: jnp.zeros(p.shape, _wide(p)), trainable),
+            jnp.zeros((), jnp.float32),
+            jnp.zeros((), jnp.int32),
+        )
+        (gradient, loss_sum, count), _ = jax.lax.scan(micro_step, start, _cut(batch, accumulation))
     tokens = jnp.maximum(count, 1)
     return jax.tree.map(lambda g: g / tokens, gradient), loss_sum / tokens, count
 

@@ -94,9 +94,12 @@ def _chunk_loss(
     counted = labels != IGNORED
     largest = z.max(axis=1)
     lse = largest + jnp.log(jnp.exp(z - largest[:, None]).sum(axis=1))
-    # A comparison fuses with the passes over z; a gather and a scatter would each be one more.
+    # A gather reads the few logits that it needs; the comparison fuses with the pass that makes dz.
     right = labels[:, None] == jnp.arange(head.shape[0])[None, :]
-    loss = jnp.where(counted, lse - jnp.where(right, z, 0).sum(axis=1), 0).sum()
+    inside = (labels >= 0) & (labels < head.shape[0])
+    picked = jnp.take_along_axis(z, jnp.where(inside, labels, 0)[:, None], axis=1)[:, 0]
+    picked = jnp.where(inside, picked, 0)
+    loss = jnp.where(counted, lse - picked, 0).sum()
     dz = jnp.exp(z - lse[:, None]) - right
     if options.softcap is not None:
         dz *= 1 - (z / options.softcap) ** 2

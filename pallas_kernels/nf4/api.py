@@ -12,11 +12,17 @@ BACKENDS: tuple[Backend, ...] = (triton.BACKEND, xla.BACKEND, triton.INTERPRET)
 
 
 def dequantize_nf4(
-    weight: NF4, layer: int | Int[Array, ""], dtype: DTypeLike, *, backend: str = "auto"
-) -> Float[Array, "O I"]:
+    weight: NF4,
+    layer: int | Int[Array, ""],
+    dtype: DTypeLike,
+    *,
+    beside: Float[Array, "O E"] | None = None,
+    backend: str = "auto",
+) -> Float[Array, "O IE"]:
     """One layer of a 4-bit stack as a dense matrix, bit-equal to bitsandbytes' value.
 
-    w_i = dtype(table[code_i] * absmax_{i // block}); see `NF4`.
+    w_i = dtype(table[code_i] * absmax_{i // block}); see `NF4`. With `beside`: [w, beside], so that
+    one product with [x, p] gives x w^T + p beside^T.
 
     It has no gradient: 4-bit weights are frozen. Call it inside a `custom_vjp`, or inside the body
     that is rematerialised, lest the result becomes a residual.
@@ -25,10 +31,11 @@ def dequantize_nf4(
       weight: The stack.
       layer: Index of the layer; may be traced.
       dtype: Of the result; the value is rounded to `weight.dtype` first.
+      beside: Columns that follow the weight's, of the result's dtype.
       backend: "auto", "xla", "triton" or "interpret".
 
     Returns:
-      [O, I].
+      [O, I], or [O, I + E].
 
     Raises:
       ValueError: The arrays do not fit each other.
@@ -45,11 +52,12 @@ def dequantize_nf4(
             "O": weight.matrix[0],
             "I": weight.matrix[1],
             "block": weight.block,
+            "E": 0 if beside is None else beside.shape[1],
         },
         options={"nested": weight.nested is not None},
     )
     chosen = choose(backend, BACKENDS, problem)
-    return chosen.forward(weight, jnp.asarray(layer, jnp.int32), jnp.dtype(dtype))
+    return chosen.forward(weight, jnp.asarray(layer, jnp.int32), jnp.dtype(dtype), beside)
 
 
 def _check(weight: NF4) -> None:

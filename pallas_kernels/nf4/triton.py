@@ -4,6 +4,7 @@ A slice of the stack as an operand would be copied first (1.03 bytes an element,
 kernel moves), so the kernel takes the stack and the layer's index.
 """
 
+import math
 from functools import partial
 
 import jax
@@ -24,37 +25,51 @@ UNSAFE_BYTES = (2**31, 2**32)  # Triton's 32-bit offsets into a stack of this si
 
 
 def forward(
-    weight: NF4, layer: Int[Array, ""], dtype: DTypeLike, *, interpret: bool = False
-) -> Float[Array, "O I"]:
+    weight: NF4,
+    layer: Int[Array, ""],
+    dtype: DTypeLike,
+    beside: Float[Array, "O E"] | None = None,
+    *,
+    interpret: bool = False,
+) -> Float[Array, "O IE"]:
     """One layer's weight; see `xla.forward`."""
-    elements = weight.matrix[0] * weight.matrix[1]
+    rows, columns = weight.matrix
+    extra = 0 if beside is None else beside.shape[1]
+    tile = _tile(columns if extra else 0)
     operands = [layer.reshape(1), *jax.tree.leaves(weight)]  # in the order of `_kernel`'s refs
-    out = jax.ShapeDtypeStruct((elements,), dtype)
+    out = jax.ShapeDtypeStruct((rows * (columns + extra),), dtype)
     flat = pl.pallas_call(
-        partial(_kernel, weight, dtype),
+        partial(_kernel, weight, dtype, tile, extra),
         out_shape=out,
-        grid=(pl.cdiv(weight.codes.shape[1], CODES),),
+        grid=(pl.cdiv(weight.codes.shape[1], tile),),
         in_specs=[_whole(operand) for operand in operands],
         out_specs=_whole(out),
         compiler_params=plt.CompilerParams(num_warps=WARPS, num_stages=1),
         interpret=interpret,
         name="nf4_dequantize",
     )(*operands)
-    return flat.reshape(weight.matrix)
+    wide = flat.reshape(rows, columns + extra)
+    # In place: the kernel left these columns alone.
+    return wide if beside is None else wide.at[:, columns:].set(beside)
 
 
-def _kernel(weight: NF4, dtype: DTypeLike, *refs: jax.Ref) -> None:
+def _tile(columns: int) -> int:
+    """Codes a program: `CODES`, or the largest power of two below it that ends with each row."""
+    return CODES if columns == 0 else math.gcd(CODES, columns)
+
+
+def _kernel(weight: NF4, dtype: DTypeLike, tile: int, extra: int, *refs: jax.Ref) -> None:
     """Two tiles: the high nibbles of some bytes, and the low ones half the weight further on."""
     layer_ref, codes_ref, absmax_ref, table_ref, *nested_refs, out_ref = refs
     half, elements = weight.codes.shape[1], weight.matrix[0] * weight.matrix[1]
     nested = weight.nested
-    layer, start = layer_ref[0], pl.program_id(0) * CODES
-    place = start + jnp.arange(CODES)
-    ragged = half % CODES != 0
-    inside = place < half if ragged else None
-    packed = plt.load(codes_ref.at[layer, place], mask=inside, other=0 if ragged else None)
+    layer, start = layer_ref[0], pl.program_id(0) * tile
+    index = jnp.arange(tile)
+    ragged = half % tile != 0
+    inside = start + index < half if ragged else None
+    packed = plt.load(codes_ref.at[layer, start + index], mask=inside, other=0 if ragged else None)
     packed = packed.astype(jnp.int32)
-    blocks = CODES // weight.block
+    blocks = tile // weight.block
     for first, code in ((0, packed >> 4), (half, packed & 15)):
         block = (first + start) // weight.block + jnp.arange(blocks)
         held = block * weight.block < elements if ragged else None
@@ -68,12 +83,15 @@ def _kernel(weight: NF4, dtype: DTypeLike, *refs: jax.Ref) -> None:
             )
             value = plt.load(nested_table_ref.at[absmax.astype(jnp.int32)])
             absmax = rounded_product(value, scale) + offset_ref[layer]
-        scales = jnp.broadcast_to(absmax[:, None], (blocks, weight.block)).reshape(CODES)
+        scales = jnp.broadcast_to(absmax[:, None], (blocks, weight.block)).reshape(tile)
         value = plt.load(table_ref.at[code]) * scales
+        place = first + start
+        if extra:  # a tile lies within a row
+            place += place // weight.matrix[1] * extra
         plt.store(
-            out_ref.at[first + place],
+            out_ref.at[place + index],
             value.astype(weight.dtype).astype(dtype),
-            mask=(place < half) & (first + place < elements) if ragged else None,
+            mask=(start + index < half) & (first + start + index < elements) if ragged else None,
         )
 
 
@@ -85,8 +103,11 @@ def _whole(operand: Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
 def refuse(problem: Problem) -> str | None:
     """Say why the kernel cannot serve a problem."""
     half, block = problem.sizes["C"], problem.sizes["block"]
-    if half % block or CODES % block:
+    tile = _tile(problem.sizes["I"] if problem.sizes.get("E") else 0)
+    if half % block or tile % block:
         return f"half of the weight must be whole blocks; got {half} elements, blocks of {block}"
+    if tile < block:
+        return f"with columns beside it, a row must be whole blocks; got {problem.sizes['I']}"
     size = problem.sizes["L"] * half
     if UNSAFE_BYTES[0] <= size < UNSAFE_BYTES[1]:
         return f"a stack of 2 to 4 GiB has offsets that 32 bits cannot hold; got {size} bytes"

@@ -10,16 +10,19 @@ from pallas_kernels.nf4.contract import NF4
 from pallas_kernels.nf4.rounding import rounded_product
 
 
-def forward(weight: NF4, layer: Int[Array, ""], dtype: DTypeLike) -> Float[Array, "O I"]:
+def forward(
+    weight: NF4, layer: Int[Array, ""], dtype: DTypeLike, beside: Float[Array, "O E"] | None = None
+) -> Float[Array, "O IE"]:
     """One layer's weight.
 
     Args:
       weight: The stack.
       layer: Its index.
       dtype: Of the result.
+      beside: Columns that follow the weight's.
 
     Returns:
-      [O, I].
+      [O, I + E].
     """
     codes = lax.dynamic_index_in_dim(weight.codes, layer, keepdims=False)
     absmax = layer_absmax(weight, layer)
@@ -29,7 +32,8 @@ def forward(weight: NF4, layer: Int[Array, ""], dtype: DTypeLike) -> Float[Array
     padding = -elements % weight.block
     blocks = jnp.pad(values, (0, padding)).reshape(-1, weight.block) * absmax[:, None]
     rounded = blocks.reshape(-1)[:elements].astype(weight.dtype)
-    return rounded.reshape(weight.matrix).astype(dtype)
+    dense = rounded.reshape(weight.matrix).astype(dtype)
+    return dense if beside is None else jnp.concatenate([dense, beside], axis=1)
 
 
 def layer_absmax(weight: NF4, layer: Int[Array, ""]) -> Float[Array, " _"]:
