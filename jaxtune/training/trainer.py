@@ -35,6 +35,7 @@ from jaxtune.training.inputs import (
 )
 from jaxtune.training.interrupt import deferred_interrupt
 from jaxtune.training.log import Log
+from jaxtune.training.offload_check import check_offload
 from jaxtune.training.state import TrainerControl, TrainerState, TrainOutput
 from jaxtune.training.step import make_train_step, split
 
@@ -262,6 +263,8 @@ class SFTTrainer:
         )
         opt_state = tx.init(trainable)
         key = jax.random.key(args.seed) if self.model.has_dropout else None
+        # A CPU's own memory is the host's: there is nothing to move, and nothing to go wrong.
+        untried = self.model.model.remat == "offload" and jax.default_backend() != "cpu"
         flops_a_token = 6 * count_parameters(self.model)[1]
         self._tell("on_train_begin")
         for epoch in range(self.state.num_train_epochs):
@@ -270,6 +273,9 @@ class SFTTrainer:
                 if key is not None:
                     step_key = jax.random.fold_in(key, self.state.global_step)
                     batch = dataclasses.replace(batch, dropout_key=step_key)
+                if untried:
+                    check_offload(self.model, batch, self.batch_size)
+                    untried = False
                 with deferred_interrupt():
                     trainable, opt_state, metrics = step(trainable, opt_state, frozen, batch)
                     nnx.update(self.model, trainable)

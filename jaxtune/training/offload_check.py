@@ -1,0 +1,61 @@
+"""Whether offloaded layer inputs come back as they left: asked on the first batch of a run.
+
+XLA has returned the wrong slice of an offloaded scan residual without a word
+(https://github.com/openxla/xla/pull/46231), so a plan that offloads is tried before it is used.
+"""
+
+import jax
+import numpy as np
+
+from jaxtune.data.batch import Batch
+from jaxtune.models.decoder import CausalLM
+from jaxtune.training.step import loss, split
+
+LIMIT = 0.02  # of a gradient's norm; rounding and unordered sums in 16 bits stay well below
+
+
+def check_offload(model: CausalLM, batch: Batch, rows: int) -> None:
+    """Compare the gradients of a micro-batch with and without offload.
+
+    Args:
+      model: Its plan is "offload"; unchanged afterwards.
+      batch: Of the first step.
+      rows: Of a micro-batch; the first ones are taken.
+
+    Raises:
+      RuntimeError: A gradient differs by more than `LIMIT` of its norm.
+    """
+    micro = Batch(
+        input_ids=batch.input_ids[:rows],
+        labels=batch.labels[:rows],
+        segment_ids=None if batch.segment_ids is None else batch.segment_ids[:rows],
+        positions=None if batch.positions is None else batch.positions[:rows],
+        dropout_key=batch.dropout_key,
+        layout=batch.layout,
+    )
+    gradient = jax.jit(jax.grad(loss, argnums=1, has_aux=True), static_argnums=0)
+    found = {}
+    try:
+        for plan in ("full", "offload"):
+            model.model.remat = plan
+            found[plan] = gradient(*split(model), micro)[0]
+    finally:
+        model.model.remat = "offload"
+    difference = largest_difference(found["offload"], found["full"])
+    if not difference <= LIMIT:
+        raise RuntimeError(
+            "layer inputs kept in host memory must give the same gradients as without; on the "
+            f"first batch they differ by {difference:.3g} of their norm, wanted <= {LIMIT}. This "
+            "version of JAX moves them wrongly on this device: pass "
+            "use_gradient_checkpointing=True, or use another version."
+        )
+
+
+def largest_difference(actual: object, expected: object) -> float:
+    """Over the leaves of two trees, the largest |actual - expected| / |expected|; NaN is kept."""
+    worst = [0.0]
+    for left, right in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        scale = float(np.linalg.norm(np.asarray(right, np.float64)))
+        gap = float(np.linalg.norm(np.asarray(left, np.float64) - np.asarray(right, np.float64)))
+        worst.append(gap / scale if scale else gap)
+    return float(np.max(worst))
