@@ -20,6 +20,9 @@ REMAT: dict[bool | str, Remat] = {
     True: "full",
     False: "none",
     "unsloth": "offload",
+    "full": "full",
+    "none": "none",
+    "offload": "offload",
 }
 
 # What scripts pass at a value that changes nothing: accepted at these values, refused at others.
@@ -106,8 +109,9 @@ class FastLanguageModel:
           fix_tokenizer: Give the tokenizer a pad token of its own, never EOS, where it has none.
           trust_remote_code: False.
           use_gradient_checkpointing: "auto" and True compute each layer again in the backward
-            pass, "unsloth" does so from inputs kept in pinned host memory, False keeps the
-            intermediate results.
+            pass ("full"); "unsloth" does so from inputs kept in pinned host memory ("offload"),
+            tried on the first batch before it is used; False keeps the results of every product
+            and of attention ("none"), never a dequantised weight.
           resize_model_vocab: None.
           revision: Hub branch, tag or commit.
           use_exact_model_name: Either; a name is never swapped for another repository's.
@@ -287,8 +291,8 @@ def _check_neutral(arguments: Mapping[str, Any]) -> None:
 def _remat(choice: bool | str) -> Remat:
     if choice not in REMAT:
         raise NotBuiltYetError(
-            "`use_gradient_checkpointing` must be 'auto', 'unsloth', True or False in this "
-            f"version; got {choice!r}, which is not built yet."
+            "`use_gradient_checkpointing` must be 'auto', 'unsloth', True, False, 'full', 'none' "
+            f"or 'offload' in this version; got {choice!r}, which is not built yet."
         )
     return REMAT[choice]
 

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from jaxtune.layers.linear import Linear
 from jaxtune.layers.variables import weight_of
 from jaxtune.models.decoder import CausalLM
 
+Read = Callable[[], np.ndarray]
 SHARD_BYTES = 5_000_000_000
 FOUR_BIT = ("merged_4bit", "merged_4bit_forced", "forced_merged_4bit")
 CARD = "README.md"
@@ -114,7 +115,9 @@ def save_merged(
 ) -> None:
     """Write a full Hugging Face checkpoint: every tensor is RNE(W + s B A), one in host memory.
 
-    The names are those of the folder that the model came from; its vision tensors, generation
+    Of a model that was quantised while it was loaded, W is the dense weight of its folder, as
+    Unsloth and `python -m convert merged` have it; of a 4-bit folder, the dequantised one. The
+    names are those of the folder that the model came from; its vision tensors, generation
     settings and tokenizer go along.
 
     Args:
@@ -146,6 +149,7 @@ def save_merged(
         own = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if tokenizer is not None:
             tokenizer.save_pretrained(str(own))
+        _say_base(model, base)
         tensors = _tensors(model, dtype, base)
         total = sum(tensor.nbytes for tensor in tensors.values())
         bar = stack.enter_context(
@@ -165,6 +169,17 @@ def _advance(bar: tqdm, _: str, size: int) -> None:
     bar.update(size)
 
 
+def _say_base(model: CausalLM, base: Checkpoint | None) -> None:
+    """Say what the adapter of a 4-bit model is merged into."""
+    stacks = [place for place in places(model) if is_stack(weight_of(place.module, True))]
+    if not stacks:
+        return
+    held = frozenset() if base is None else frozenset(base.names)
+    first = file_name(f"{stacks[0].names[0]}.weight", held)
+    kind = "its dequantised" if _original(stacks[0], first, base) is None else "the original dense"
+    tqdm.write(f"jaxtune: the model has 4-bit weights; {kind} ones are merged and written.")
+
+
 def _tensors(model: CausalLM, dtype: np.dtype, base: Checkpoint | None) -> dict[str, LazyTensor]:
     """Every tensor of the merged checkpoint by its name in the files, not yet computed."""
     held = frozenset() if base is None else frozenset(base.names)
@@ -172,7 +187,8 @@ def _tensors(model: CausalLM, dtype: np.dtype, base: Checkpoint | None) -> dict[
     for place in places(model):
         for layer, name in enumerate(place.names):
             index = layer if place.stacked else None
-            for part, value in _parts(place, index, dtype):
+            weight = file_name(f"{name}.weight", held)
+            for part, value in _parts(place, index, dtype, _original(place, weight, base)):
                 full = f"{name}.{part}"
                 tensors[file_name(full, held) or _new_name(full, held)] = value
     if base is not None:
@@ -188,12 +204,22 @@ def _new_name(name: str, held: frozenset[str]) -> str:
     return f"language_model.{name}" if any(n.startswith("language_model.") for n in held) else name
 
 
-def _parts(place: Place, layer: int | None, dtype: np.dtype) -> Iterator[tuple[str, LazyTensor]]:
+def _original(place: Place, name: str | None, base: Checkpoint | None) -> Read | None:
+    """How to read the dense weight that a 4-bit one was made from; None if the base has none."""
+    stack = weight_of(place.module, True)
+    if base is None or name is None or not is_stack(stack):
+        return None
+    return functools.partial(base.read, name) if base.info(name).shape == stack.shape[1:] else None
+
+
+def _parts(
+    place: Place, layer: int | None, dtype: np.dtype, original: Read | None
+) -> Iterator[tuple[str, LazyTensor]]:
     """A module's weight and bias, of one layer of it."""
     module: Any = place.module
     shape = weight_of(module, True).shape
     shape = shape if layer is None else shape[1:]
-    read = functools.partial(_merged_weight, module, layer, dtype)
+    read = functools.partial(_merged_weight, module, layer, dtype, original)
     yield "weight", LazyTensor(shape=shape, dtype=dtype, read=read)
     if getattr(module, "bias", None) is not None:
         read = functools.partial(_slice, module.bias.get_value(), layer, dtype)
@@ -213,9 +239,11 @@ def _slice(stack: Any, layer: int | None, dtype: np.dtype) -> np.ndarray:
     return cast(np.asarray(stack if layer is None else stack[layer]), dtype)
 
 
-def _merged_weight(module: nnx.Module, layer: int | None, dtype: np.dtype) -> np.ndarray:
-    """One layer's W + s B A, rounded once."""
-    weight = _dense(weight_of(module, True), layer)
+def _merged_weight(
+    module: nnx.Module, layer: int | None, dtype: np.dtype, original: Read | None
+) -> np.ndarray:
+    """One layer's W + s B A, rounded once; of a 4-bit W the original, where there is one."""
+    weight = _dense(weight_of(module, True), layer) if original is None else original()
     if not isinstance(module, Linear) or module.lora is None or layer is None:
         return cast(weight, dtype)
     rank, scale = module.lora.ranks[layer], module.lora.scales[layer]
