@@ -1,0 +1,100 @@
+"""4-bit weights on a CUDA device: the kernels' bits, the joined product, the gradient, memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from transformers import AutoConfig
+
+from jaxtune.adapters.inject import inject_lora
+from jaxtune.adapters.modules import projections
+from jaxtune.data.batch import Batch
+from jaxtune.language_model import LanguageModel, with_verbs
+from jaxtune.layers.frozen_product import frozen_product, joined_product
+from jaxtune.layers.linear import LoraSpec
+from jaxtune.models.build import build
+from jaxtune.models.llama import LlamaForCausalLM
+from jaxtune.models.quantized import random_stack
+from jaxtune.training.step import loss, split
+from pallas_kernels import dequantize_nf4, quantize_nf4
+from pallas_kernels.nf4.reference import dequantize_nf4_ref
+from tests.families import SMALL
+from tests.tolerances import relative_error, tolerance
+
+pytestmark = pytest.mark.gpu
+SIZES = {**SMALL, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 8}
+
+
+def normal(shape: tuple[int, ...], dtype: str, seed: int = 0) -> jax.Array:
+    return (jax.random.normal(jax.random.key(seed), shape) * 0.05).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("matrix", [(1024, 4096), (4096, 3584), (258, 64), (129, 5504)])
+def test_kernels_give_the_bits_of_plain_jax(
+    matrix: tuple[int, int], nested: bool, dtype: str
+) -> None:
+    weight = normal(matrix, dtype)
+    ours = quantize_nf4(weight, nested=nested, backend="triton")
+    plain = quantize_nf4(weight, nested=nested, backend="xla")
+    for left, right in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_array_equal(left, right)
+    expected = np.asarray(dequantize_nf4_ref(ours, 0, dtype))
+    dense = dequantize_nf4(ours, 0, dtype, backend="triton")
+    np.testing.assert_array_equal(np.asarray(dense), expected)
+    beside = normal((matrix[0], 48), dtype, seed=1)
+    wide = dequantize_nf4(ours, 0, dtype, beside=beside, backend="triton")
+    np.testing.assert_array_equal(np.asarray(wide[:, : matrix[1]]), expected)
+    np.testing.assert_array_equal(np.asarray(wide[:, matrix[1] :]), np.asarray(beside))
+
+
+def test_the_joined_product_is_the_two_products() -> None:
+    stack = random_stack(jax.random.key(0), 3, (1024, 512), "bfloat16", 0.05)
+    x, b = normal((2, 128, 512), "bfloat16", 1), normal((1024, 16), "bfloat16", 2)
+    p, dy = normal((2, 128, 16), "bfloat16", 3), normal((2, 128, 1024), "bfloat16", 4)
+
+    def joined(x: jax.Array, p: jax.Array, b: jax.Array) -> jax.Array:
+        wide = jnp.concatenate([x, jnp.zeros_like(p), p], axis=-1)
+        return joined_product("auto", 16, wide, x, p, b, stack, jnp.int32(1))
+
+    def apart(x: jax.Array, p: jax.Array, b: jax.Array) -> jax.Array:
+        return frozen_product("xla", x, stack, jnp.int32(1)) + p @ b.T
+
+    ours, pull = jax.vjp(jax.jit(joined), x, p, b)
+    theirs, pull_theirs = jax.vjp(jax.jit(apart), x, p, b)
+    limit = tolerance("bfloat16", "attention_gradient")
+    for actual, expected in zip((ours, *pull(dy)), (theirs, *pull_theirs(dy)), strict=True):
+        assert relative_error(actual.astype(jnp.float32), expected.astype(jnp.float32)) <= limit
+
+
+def adapted() -> LanguageModel:
+    hf = AutoConfig.for_model("llama", **SIZES, head_dim=64).to_dict()
+    family = with_verbs(LlamaForCausalLM)
+    model = build(family, family.config_from_hf(hf), "random", bits=4, initializer_range=0.1)
+    spec = LoraSpec(ranks=(4,) * 8, scales=(1.0,) * 8, dropout=0.0)
+    inject_lora(model, dict.fromkeys(projections(model), spec), seed=0, init_lora_weights=False)
+    return model
+
+
+def test_every_plan_and_backend_gives_one_gradient_and_none_keeps_a_dense_weight() -> None:
+    model = adapted()
+    rows = np.random.default_rng(0).integers(0, 97, (2, 32)).astype(np.int32)
+    batch = Batch(input_ids=rows, labels=rows, layout="causal")
+    gradient = jax.jit(jax.grad(loss, argnums=1, has_aux=True), static_argnums=0)
+    found = {}
+    for remat, kernels in (
+        ("full", "xla"),
+        ("full", "auto"),
+        ("none", "auto"),
+        ("offload", "auto"),
+    ):
+        model.model.remat, model.model.kernels = remat, kernels
+        found[remat, kernels] = jax.tree.leaves(gradient(*split(model), batch)[0])
+        memory = gradient.lower(*split(model), batch).compile().memory_analysis()
+        # All dense weights together would be 8 (4 x 512 x 512 + 3 x 512 x 1024) x 4 bytes.
+        assert memory.temp_size_in_bytes < 8 * (4 * 512 * 512 + 3 * 512 * 1024) * 4 / 2
+    expected = found.pop(("full", "xla"))
+    for leaves in found.values():
+        errors = [relative_error(*pair) for pair in zip(leaves, expected, strict=True)]
+        assert max(errors) <= tolerance("float32", "lora_gradient")
