@@ -17,8 +17,13 @@ import jax.numpy as jnp
 
 from pallas_kernels.attention import bench as attention_bench
 from pallas_kernels.cross_entropy import bench as cross_entropy_bench
+from pallas_kernels.nf4 import bench as nf4_bench
 
-OPS: dict[str, ModuleType] = {"attention": attention_bench, "cross_entropy": cross_entropy_bench}
+OPS: dict[str, ModuleType] = {
+    "attention": attention_bench,
+    "cross_entropy": cross_entropy_bench,
+    "nf4": nf4_bench,
+}
 WARM_UP = 3
 MINIMUM_RUNS = 20
 
@@ -28,6 +33,8 @@ class Row:
     """One line of the table; times in microseconds.
 
     Attributes:
+      gb_per_s: `moved_bytes` of the op's `bench` over the median, 1e9 bytes a second; None where
+        it names none, as for an op that is bound by arithmetic.
       peak_bytes: Of the compiled program, arguments included; None if the compiler tells not.
     """
 
@@ -38,6 +45,7 @@ class Row:
     p50_us: float
     p20_us: float
     p80_us: float
+    gb_per_s: float | None
     peak_bytes: int | None
     runs: int
     device: str
@@ -77,6 +85,8 @@ def measure(function: Callable[..., Any], arguments: Sequence[Any], runs: int) -
 def rows(op: str, cases: Sequence[str] | None = None, runs: int = MINIMUM_RUNS) -> Iterator[Row]:
     """Measure every provider of an op on its cases, forward and forward+backward.
 
+    An op whose `arguments` give nothing to differentiate has no backward.
+
     Args:
       op: A key of `OPS`.
       cases: Names of the op's cases; None takes all.
@@ -96,7 +106,7 @@ def rows(op: str, cases: Sequence[str] | None = None, runs: int = MINIMUM_RUNS) 
         case = bench.CASES[name]
         arrays, rest = bench.arguments(case)
         for provider, function in bench.PROVIDERS.items():
-            for direction, program in _programs(function, case).items():
+            for direction, program in _programs(function, case, arrays).items():
                 compiled = jax.jit(program).lower(arrays, rest).compile()
                 times = measure(compiled, (arrays, rest), runs)
                 deciles = statistics.quantiles(times, n=10)
@@ -108,6 +118,7 @@ def rows(op: str, cases: Sequence[str] | None = None, runs: int = MINIMUM_RUNS) 
                     p50_us=round(deciles[4], 1),
                     p20_us=round(deciles[1], 1),
                     p80_us=round(deciles[7], 1),
+                    gb_per_s=_rate(bench, case, direction, deciles[4]),
                     peak_bytes=getattr(compiled.memory_analysis(), "peak_memory_in_bytes", None),
                     runs=runs,
                     device=jax.local_devices()[0].device_kind,
@@ -125,7 +136,15 @@ def write_csv(measured: Iterator[Row], stream: Stream) -> None:
         stream.flush()
 
 
-def _programs(function: Callable[..., Any], case: Any) -> dict[str, Callable[..., Any]]:
+def _rate(bench: ModuleType, case: Any, direction: str, microseconds: float) -> float | None:
+    if direction != "forward" or not hasattr(bench, "moved_bytes"):
+        return None
+    return round(bench.moved_bytes(case) / microseconds / 1e3, 1)
+
+
+def _programs(
+    function: Callable[..., Any], case: Any, arrays: tuple[Any, ...]
+) -> dict[str, Callable[..., Any]]:
     def forward(arrays: tuple[Any, ...], rest: tuple[Any, ...]) -> Any:
         return function(case, arrays, rest)
 
@@ -133,7 +152,7 @@ def _programs(function: Callable[..., Any], case: Any) -> dict[str, Callable[...
         y, pull = jax.vjp(lambda *a: function(case, a, rest), *arrays)
         return y, pull(jnp.ones_like(y))
 
-    return {"forward": forward, "forward+backward": both}
+    return {"forward": forward} | ({"forward+backward": both} if arrays else {})
 
 
 def main() -> None:

@@ -3,12 +3,15 @@
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import no_type_check
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 
+# JAX's tree functions fill the fields with what is no array; a check at run time would refuse it.
+@no_type_check
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("absmax", "table", "offset"),
@@ -31,6 +34,7 @@ class NestedAbsmax:
     block: int = 256
 
 
+@no_type_check
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("codes", "absmax", "table", "nested"),

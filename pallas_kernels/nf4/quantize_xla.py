@@ -8,7 +8,7 @@ from pallas_kernels.dispatch import Backend, Problem
 from pallas_kernels.nf4.contract import pack
 from pallas_kernels.nf4.tables import NF4_TABLE, midpoints
 
-SMALLEST = 1e-38  # in place of an absmax of 0, whose reciprocal is none
+SMALLEST = 2.0**-126  # in place of an absmax of 0, whose reciprocal is none; below it XLA reads 0
 THRESHOLDS = midpoints(NF4_TABLE)
 
 

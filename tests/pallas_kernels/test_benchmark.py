@@ -10,6 +10,7 @@ import pytest
 from pallas_kernels import benchmark
 from pallas_kernels.cross_entropy.cases import ODD_CASES as CROSS_ENTROPY
 from pallas_kernels.cross_entropy.cases import make_inputs
+from pallas_kernels.nf4.cases import ODD_CASES as NF4
 from tests.pallas_kernels.drawing import normal
 
 
@@ -27,6 +28,25 @@ def test_writes_a_row_for_each_provider_and_direction(monkeypatch):
     for row in table:
         assert 0 < float(row["p20_us"]) <= float(row["p50_us"]) <= float(row["p80_us"])
         assert (row["op"], row["case"], row["runs"]) == ("cross_entropy", "small", "20")
+        assert row["gb_per_s"] == ""
+
+
+def test_op_without_a_gradient_is_measured_forward_and_by_its_bytes(monkeypatch):
+    case = next(case for case in NF4 if case.name == "rows_of_172")
+    monkeypatch.setattr(benchmark.OPS["nf4"], "CASES", {"small": case})
+    measured = list(benchmark.rows("nf4"))
+    assert [(r.provider, r.direction) for r in measured] == [
+        ("ours", "forward"),
+        ("xla", "forward"),
+    ]
+    for row in measured:
+        gigabytes = (256 * 172 * 2.5 + 688 + 3 * 4) / 1e9
+        assert row.gb_per_s == pytest.approx(gigabytes / (row.p50_us / 1e6), abs=0.06, rel=0.01)
+
+
+def test_nested_stack_moves_the_bytes_that_its_readme_says():
+    case = benchmark.OPS["nf4"].CASES["llama3_8b_gate"]
+    assert round(case.moved_bytes / (case.O * case.I), 3) == 2.516
 
 
 @pytest.mark.parametrize("op", benchmark.OPS)

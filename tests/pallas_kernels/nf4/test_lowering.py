@@ -1,0 +1,61 @@
+"""The kernels lower for CUDA at real shapes, on a machine that has no GPU."""
+
+import re
+from contextlib import nullcontext
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pallas_kernels.nf4 import quantize_triton, triton
+from pallas_kernels.nf4.cases import REAL_CASES, Case, make_stack
+
+CALL = "__gpu$xla.gpu.triton"
+CASES = (*REAL_CASES, Case(name="rows_of_172", L=5, O=172, I=64))
+BY_NAME = {case.name: case for case in CASES}
+
+
+def gpu():
+    """Tell JAX of a GPU that is not there, where it asks for one (from 0.11 on)."""
+    if not hasattr(jax.sharding, "AbstractDevice"):
+        return nullcontext()
+    device = jax.sharding.AbstractDevice(device_kind="NVIDIA L4", num_cores=None, platform="gpu")
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+    return jax.sharding.use_abstract_mesh(mesh)
+
+
+def lowered(function, *arguments):
+    with gpu():
+        program = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
+    return program.as_text()
+
+
+def operands(text):
+    """Types of the operands of the program's one kernel."""
+    (call,) = re.findall(rf"custom_call @{re.escape(CALL)}\(.*", text)
+    return re.findall(r"tensor<([^>]*)>", call.rsplit(" : ", 1)[1].split("->")[0])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_dequantisation_lowers_and_reads_the_whole_stack(case, dtype):
+    stack = jax.eval_shape(lambda: make_stack(case, "bfloat16", jnp.zeros))
+    layer = jax.ShapeDtypeStruct((), jnp.int32)
+    text = lowered(lambda stack, layer: triton.forward(stack, layer, dtype), stack, layer)
+    half, blocks = case.O * case.I // 2, case.O * case.I // 64
+    absmax = [f"{case.L}x{blocks}x{'ui8' if case.nested else 'f32'}", "16xf32"]
+    nested = [f"{case.L}x{-(-blocks // 256)}xf32", "256xf32", f"{case.L}xf32"]
+    codes = f"{case.L}x{half}xui8"
+    assert operands(text) == ["1xi32", codes, *absmax, *(nested if case.nested else [])]
+    assert "slice" not in text
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["llama3_8b_gate", "llama3_8b_k", "rows_of_172"])
+def test_quantisation_lowers(name, dtype):
+    case = BY_NAME[name]
+    weight = jax.ShapeDtypeStruct((case.O * case.I,), dtype)
+    text = lowered(partial(quantize_triton.forward, block=64), weight)
+    short = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}[dtype]
+    assert operands(text)[0] == f"{case.O * case.I}x{short}"
