@@ -104,10 +104,13 @@ def refuse(problem: Problem) -> str | None:
     """Say why the kernel cannot serve a problem."""
     half, block = problem.sizes["C"], problem.sizes["block"]
     tile = _tile(problem.sizes["I"] if problem.sizes.get("E") else 0)
+    if problem.sizes.get("E") and tile % block:
+        return (
+            "with columns beside the weight, a row must be whole blocks; got rows of "
+            f"{problem.sizes['I']}, blocks of {block}"
+        )
     if half % block or tile % block:
         return f"half of the weight must be whole blocks; got {half} elements, blocks of {block}"
-    if tile < block:
-        return f"with columns beside it, a row must be whole blocks; got {problem.sizes['I']}"
     size = problem.sizes["L"] * half
     if UNSAFE_BYTES[0] <= size < UNSAFE_BYTES[1]:
         return f"a stack of 2 to 4 GiB has offsets that 32 bits cannot hold; got {size} bytes"

@@ -51,6 +51,21 @@ def test_dequantisation_lowers_and_reads_the_whole_stack(case, dtype):
     assert "slice" not in text
 
 
+@pytest.mark.parametrize("name", ["llama3_8b_gate", "rows_of_172"])
+def test_columns_beside_the_weight_lower(name):
+    case = BY_NAME[name]
+    stack = jax.eval_shape(lambda: make_stack(case, "bfloat16", jnp.zeros))
+    beside = jax.ShapeDtypeStruct((case.O, 32), "bfloat16")
+
+    def wide(stack, beside):
+        return triton.forward(stack, jnp.int32(1), "bfloat16", beside)
+
+    text = lowered(wide, stack, beside)
+    assert operands(text)[1] == f"{case.L}x{case.O * case.I // 2}xui8"
+    (result,) = re.findall(rf"custom_call @{re.escape(CALL)}\(.*-> tensor<([^>]*)>", text)
+    assert result == f"{case.O * (case.I + 32)}xbf16"
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["llama3_8b_gate", "llama3_8b_k", "rows_of_172"])
 def test_quantisation_lowers(name, dtype):

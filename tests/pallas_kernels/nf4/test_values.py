@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from pallas_kernels import Unsupported
 from pallas_kernels.nf4 import NF4, NestedAbsmax, dequantize_nf4, from_pairs
 from pallas_kernels.nf4.cases import ODD_CASES
 from pallas_kernels.nf4.reference import dequantize_nf4_ref
@@ -56,6 +57,25 @@ def test_every_shape_and_block_equals_bitsandbytes(case):
     stack, wanted = four_bits(case)
     for backend in ("xla", "interpret") if of_whole_halves(case) else ("xla",):
         np.testing.assert_array_equal(read(backend, stack, "float32"), wanted, err_msg=backend)
+
+
+@pytest.mark.parametrize("backend", COMPILED)
+@pytest.mark.parametrize("extra", [1, 48])
+def test_columns_stand_beside_the_weight(extra, backend):
+    stack, wanted = four_bits(BY_NAME["one_tile"])
+    beside = jnp.asarray(np.random.default_rng(0).normal(size=(stack.shape[1], extra)), "float32")
+    for layer in range(stack.shape[0]):
+        wide = dequantize_nf4(stack, layer, "float32", beside=beside, backend=backend)
+        np.testing.assert_array_equal(wide, np.concatenate([wanted[layer], beside], axis=1))
+
+
+def test_columns_beside_rows_that_are_no_whole_blocks_are_plain_jaxs():
+    stack, wanted = four_bits(BY_NAME["rows_of_172"])
+    beside = jnp.ones((stack.shape[1], 3), "float32")
+    wide = dequantize_nf4(stack, 0, "float32", beside=beside)
+    np.testing.assert_array_equal(wide, np.concatenate([wanted[0], beside], axis=1))
+    with pytest.raises(Unsupported, match="a row must be whole blocks; got rows of 172"):
+        dequantize_nf4(stack, 0, "float32", beside=beside, backend="interpret")
 
 
 @pytest.mark.parametrize(
