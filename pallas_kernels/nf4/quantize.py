@@ -4,19 +4,23 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from pallas_kernels.dispatch import Backend, Problem, choose, current_device
-from pallas_kernels.nf4 import quantize_triton, quantize_xla
+from pallas_kernels.nf4 import nested_triton, nested_xla, quantize_triton, quantize_xla
 from pallas_kernels.nf4.contract import NF4, NestedAbsmax
-from pallas_kernels.nf4.tables import DYNAMIC_TABLE, NF4_TABLE, midpoints
+from pallas_kernels.nf4.tables import DYNAMIC_TABLE, NF4_TABLE
 
 BACKENDS: tuple[Backend, ...] = (
     quantize_triton.BACKEND,
     quantize_xla.BACKEND,
     quantize_triton.INTERPRET,
 )
-NESTED_BLOCK = 256
+NESTED_BACKENDS: tuple[Backend, ...] = (
+    nested_triton.BACKEND,
+    nested_xla.BACKEND,
+    nested_triton.INTERPRET,
+)
 
 
 @partial(jax.jit, static_argnames=("block", "nested", "backend"))
@@ -53,9 +57,11 @@ def quantize_nf4(
     codes, absmax = choose(backend, BACKENDS, problem).forward(weight.reshape(-1), block)
     how = None
     if nested:
-        absmax, scale, offset = double_quantize(absmax)
+        absmax, scale, offset = double_quantize(absmax, backend=backend)
         table = jnp.asarray(DYNAMIC_TABLE, jnp.float32)
-        how = NestedAbsmax(absmax=scale[None], table=table, offset=offset[None], block=NESTED_BLOCK)
+        how = NestedAbsmax(
+            absmax=scale[None], table=table, offset=offset[None], block=nested_xla.BLOCK
+        )
     rows, columns = weight.shape
     return NF4(
         codes=codes[None],
@@ -68,8 +74,9 @@ def quantize_nf4(
     )
 
 
+@partial(jax.jit, static_argnames="backend")
 def double_quantize(
-    absmax: Float[Array, " N"],
+    absmax: Float[Array, " N"], *, backend: str = "auto"
 ) -> tuple[UInt8[Array, " N"], Float[Array, " _"], Float[Array, ""]]:
     """Quantise the absmax of a weight to 8 bits.
 
@@ -79,27 +86,20 @@ def double_quantize(
 
     Args:
       absmax: float32, [N].
+      backend: "auto", "xla", "triton" or "interpret".
 
     Returns:
       (codes [N], scales [ceil(N / 256)], the mean).
+
+    Raises:
+      Unsupported: The forced backend is missing or cannot do this call.
     """
     offset = jnp.mean(absmax)
-    padding = -absmax.size % NESTED_BLOCK
-    x = jnp.pad(absmax - offset, (0, padding)).reshape(-1, NESTED_BLOCK)
-    scale = jnp.abs(x).max(axis=1)
-    # An optimisation barrier, lest the reciprocal and the product become a division.
-    inverse = jax.lax.optimization_barrier(1 / jnp.maximum(scale, quantize_xla.SMALLEST))
-    code = _nearest_of_dynamic(x * inverse[:, None])
-    return code.astype(jnp.uint8).reshape(-1)[: absmax.size], scale, offset
-
-
-def _nearest_of_dynamic(x: Float[Array, "..."]) -> Int[Array, "..."]:
-    """Index of the nearest of the dynamic type's values; eight halvings, each a table look-up."""
-    middles = jnp.asarray(midpoints(DYNAMIC_TABLE), jnp.float32)
-    code = jnp.zeros(x.shape, jnp.int32)
-    for step in (128, 64, 32, 16, 8, 4, 2, 1):
-        # The middle of codes c - 1 and c; a tie is the even one's.
-        above = code + step
-        middle = middles[above - 1]
-        code = jnp.where((x > middle) | ((x == middle) & (above % 2 == 0)), above, code)
-    return code
+    problem = Problem(
+        op="double_quantize",
+        device=current_device(),
+        dtype=str(absmax.dtype),
+        sizes={"N": absmax.size},
+    )
+    codes, scales = choose(backend, NESTED_BACKENDS, problem).forward(absmax, offset)
+    return codes, scales, offset

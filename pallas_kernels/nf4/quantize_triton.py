@@ -61,7 +61,7 @@ def _kernel(
         x = x.astype(jnp.float32).reshape(blocks, block)
         # A maximum may drop a NaN; an infinity it keeps.
         absmax = jnp.max(jnp.where(x == x, jnp.abs(x), jnp.inf), axis=1)
-        scaled = x * _reciprocal(jnp.maximum(absmax, SMALLEST), interpret)[:, None]
+        scaled = x * reciprocal(jnp.maximum(absmax, SMALLEST), interpret)[:, None]
         scaled = scaled.reshape(CODES)
         # A middle is far from a cell's edge, so the cell's own rounding does not matter.
         cell = (scaled * (CELLS / 2) + CELLS / 2).astype(jnp.int32)
@@ -74,7 +74,7 @@ def _kernel(
     plt.store(codes_ref.at[place], packed.astype(jnp.uint8), mask=inside)
 
 
-def _reciprocal(x: Array, interpret: bool) -> Array:
+def reciprocal(x: Array, interpret: bool) -> Array:
     """1 / x, correctly rounded; Triton's own division is an approximation."""
     if interpret:
         return jax.lax.optimization_barrier(1 / x)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from pallas_kernels.nf4 import dequantize_nf4, quantize_nf4
-from pallas_kernels.nf4.quantize import _nearest_of_dynamic, double_quantize
+from pallas_kernels.nf4 import dequantize_nf4, double_quantize, nested_xla, quantize_nf4
 from pallas_kernels.nf4.tables import DYNAMIC_TABLE
 from tests.pallas_kernels.nf4.stacks import (
+    COMPILED,
     dequantize_4bit,
     drawn,
     functional,
@@ -50,10 +50,11 @@ def absmax_of(count, seed=0):
     return np.abs(np.random.default_rng(seed).normal(size=(count, 64))).max(1).astype(np.float32)
 
 
+@pytest.mark.parametrize("backend", COMPILED)
 @pytest.mark.parametrize("count", [1, 256, 1500])
-def test_equals_the_search_of_the_cuda_kernel(count):
+def test_equals_the_search_of_the_cuda_kernel(count, backend):
     absmax = absmax_of(count)
-    codes, scales, offset = map(np.asarray, jax.jit(double_quantize)(absmax))
+    codes, scales, offset = map(np.asarray, double_quantize(absmax, backend=backend))
     x = np.pad(absmax - offset, (0, -count % 256)).reshape(-1, 256)
     np.testing.assert_array_equal(scales, np.abs(x).max(1))
     x = (x * (1 / np.maximum(scales, np.float32(1e-38)))[:, None]).reshape(-1)[:count]
@@ -68,7 +69,8 @@ def test_every_value_and_middle_goes_where_the_cuda_kernel_sends_it():
     middles = (TABLE[1:] + TABLE[:-1]) * HALF
     points = np.concatenate([TABLE, middles, [-1, -0.0, 1]]).astype(np.float32)
     points = np.concatenate([points, np.nextafter(points, -2), np.nextafter(points, 2)])
-    codes = jax.jit(_nearest_of_dynamic)(points)
+    middles_of = jnp.asarray(nested_xla.MIDDLES, jnp.float32)
+    codes = jax.jit(lambda x: nested_xla.nearest(x, lambda i: middles_of[i]))(points)
     np.testing.assert_array_equal(codes, [searched(point) for point in points])
 
 
@@ -77,7 +79,7 @@ def test_cpu_kernel_seldom_has_another_code_and_never_a_nearer_one():
     # one where a middle lies inside the cell: here 127 of 65,536 codes, 0.19 %. Around zero a cell
     # holds several codes.
     absmax = absmax_of(65536)
-    codes, scales, offset = map(np.asarray, jax.jit(double_quantize)(absmax))
+    codes, scales, offset = map(np.asarray, double_quantize(absmax))
     theirs, state = functional.quantize_blockwise(torch.tensor(absmax - offset), blocksize=256)
     np.testing.assert_array_equal(scales, state.absmax.numpy())
     theirs = theirs.numpy()
