@@ -1,4 +1,4 @@
-"""Tiny Llamas that real bitsandbytes quantised, and the same in float64 with the values it gives."""
+"""Tiny Llamas that real bitsandbytes quantised, and dense ones of the values that it gives."""
 
 from pathlib import Path
 from typing import Any

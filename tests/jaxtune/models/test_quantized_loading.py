@@ -26,7 +26,10 @@ pytestmark = pytest.mark.parity
 LAYERS = 2
 ROWS = random_rows((2, 9))
 KINDS = {
-    "nf4-nested": (torch.bfloat16, {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}),
+    "nf4-nested": (
+        torch.bfloat16,
+        {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+    ),
     "nf4-plain": (torch.float16, {"bnb_4bit_quant_type": "nf4"}),
     "fp4": (torch.float32, {"bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": True}),
     "stored-as-bfloat16": (
@@ -113,6 +116,10 @@ def test_the_weights_are_bitsandbytes_own_bit_for_bit_dense_too(
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_16_bit_folder_is_quantised_while_it_is_loaded(dense: Path, dtype: str) -> None:
     model = load(dense, dtype=dtype)
+    norms = model.model.layers.input_layernorm.weight, model.model.norm.weight
+    for weight in (model.model.embed_tokens.weight, model.lm_head.weight, *norms):
+        assert weight.get_value().dtype == jnp.dtype(dtype)
+    assert {stack.dtype for stack in stacks(model).values()} == {dtype}
     with open_checkpoint(dense) as checkpoint:
         for name, matrix in matrices(model).items():
             weight = torch.tensor(checkpoint.read(name).astype(np.float32)).to(
@@ -129,12 +136,3 @@ def test_a_16_bit_folder_is_quantised_while_it_is_loaded(dense: Path, dtype: str
             assert np.mean(stack.absmax[layer] != state.absmax.numpy()) < 0.05
             expected = dequantized_weight(theirs, state).float().numpy()
             assert relative_error(matrix, expected) <= tolerance(dtype, "double_quantized")
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_what_is_no_projection_keeps_the_models_dtype(dense: Path, dtype: str) -> None:
-    model = load(dense, dtype=dtype)
-    norms = model.model.layers.input_layernorm.weight, model.model.norm.weight
-    for weight in (model.model.embed_tokens.weight, model.lm_head.weight, *norms):
-        assert weight.get_value().dtype == jnp.dtype(dtype)
-    assert {stack.dtype for stack in stacks(model).values()} == {dtype}
