@@ -131,8 +131,6 @@ def test_unknown_maths_is_refused(folder: Path, change: dict[str, Any], message:
 
 
 def test_what_is_not_built_yet_says_so(folder: Path) -> None:
-    with pytest.raises(NotBuiltYetError, match="load_in_4bit=True is not built yet"):
-        load(folder, load_in_4bit=True)
     with pytest.raises(NotBuiltYetError, match="'least', which is not built yet"):
         load(folder, use_gradient_checkpointing="least")
     with pytest.raises(NotBuiltYetError, match="`load_in_8bit` must be one of"):
