@@ -94,10 +94,10 @@ def test_the_packaged_model_learns_in_4_bits_and_peft_computes_the_same(tmp_path
 def test_stories_learn_in_4_bits_and_peft_computes_the_same(assets: Path, tmp_path: Path) -> None:
     folder = assets / "stories260K"
     model = load(folder, max_seq_length=64, use_gradient_checkpointing=False)
-    lines = (assets / "data" / "gsm8k" / "train.jsonl").read_text().splitlines()[:120]
+    lines = (assets / "data" / "gsm8k" / "train.jsonl").read_text().splitlines()[:4]
     rows = [{"text": " ".join(json.loads(line).values())} for line in lines]
     losses = tune(model, rows, 30)
-    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.2
+    assert losses[-1] < losses[0] - 0.5  # one batch, again and again
     check_in_peft(model, folder, tmp_path / "adapter", np.arange(3, 43)[None])
 
 
