@@ -15,7 +15,7 @@ from jaxtune.adapters.targets import (
     select_whole,
     value_of,
 )
-from jaxtune.adapters.whole import train_biases, train_copies
+from jaxtune.adapters.whole import check_whole, train_biases, train_copies
 from jaxtune.layers.linear import LoraSpec
 from jaxtune.models.decoder import CausalLM
 
@@ -42,6 +42,7 @@ def create_adapter(model: CausalLM, request: AdapterConfig, *, seed: int) -> Ada
         layers_pattern=request.layers_pattern,
     )
     whole = select_whole(model, request.modules_to_save or ())
+    check_whole(whole)
     trained_whole = {name for place in whole for name in place.names}
     # As in PEFT, what is trained whole gets no LoRA.
     names = [name for name in names if name not in trained_whole]

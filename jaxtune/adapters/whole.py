@@ -18,15 +18,15 @@ from jaxtune.models.decoder import CausalLM
 HEAD = f"{PREFIX}lm_head.weight"
 
 
-def train_copies(model: CausalLM, selected: Sequence[Place]) -> None:
-    """Give modules a trained float32 copy of their weight, equal to it at first.
-
-    The base's weight stays beside it, for the logits without adapters. The embedding of a tied
-    model and its head stay one matrix: PEFT's `ensure_weight_tying=True`.
+def check_whole(selected: Sequence[Place]) -> None:
+    """Refuse modules that cannot be trained whole, before anything is changed.
 
     Args:
-      model: Changed in place.
       selected: From `select_whole`.
+
+    Raises:
+      NotBuiltYetError: A projection with a bias.
+      ValueError: A weight of 4 bits.
     """
     for place in selected:
         module = place.module
@@ -35,18 +35,30 @@ def train_copies(model: CausalLM, selected: Sequence[Place]) -> None:
                 f"`modules_to_save` of a projection with a bias is not built yet; got "
                 f"`{place.pattern}`. Adapt it by LoRA with bias='lora_only' instead."
             )
-        weight = module.weight.get_value()
-        if is_stack(weight):
+        if is_stack(module.weight.get_value()):
             raise ValueError(
                 "`modules_to_save` trains a dense weight; got "
                 f"`{place.pattern}`, which has 4 bits. Load with load_in_4bit=False, or adapt it "
                 "by LoRA."
             )
+
+
+def train_copies(model: CausalLM, selected: Sequence[Place]) -> None:
+    """Give modules a trained float32 copy of their weight, equal to it at first.
+
+    The base's weight stays beside it, for the logits without adapters. The embedding of a tied
+    model and its head stay one matrix: PEFT's `ensure_weight_tying=True`.
+
+    Args:
+      model: Changed in place.
+      selected: From `select_whole`; they passed `check_whole`.
+    """
+    for place in selected:
         names = [f"{PREFIX}{place.pattern}.weight"]
         if place.path[-1] == "embed_tokens" and model.config.tie_word_embeddings:
             names.append(HEAD)
-        copy = TrainedCopy(master(weight), peft_names=tuple(names))
-        module.trained_weight = copy
+        copy = TrainedCopy(master(place.module.weight.get_value()), peft_names=tuple(names))
+        place.module.trained_weight = copy
 
 
 def train_biases(model: CausalLM, bias: str) -> int:

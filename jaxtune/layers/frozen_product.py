@@ -11,13 +11,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import NF4, dequantize_nf4
+from pallas_kernels.pytree import pytree
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("dense", "quantized"),
-    meta_fields=("kinds", "slots"),
-)
+@pytree(data=("dense", "quantized"), meta=("kinds", "slots"))
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bank:
     """The stack of one projection of which some layers are quantised and some are not.

@@ -2,21 +2,15 @@
 
 import math
 from dataclasses import dataclass
-from functools import partial
-from typing import no_type_check
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from pallas_kernels.pytree import pytree
 
-# JAX's tree functions fill the fields with what is no array; a check at run time would refuse it.
-@no_type_check
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("absmax", "table", "offset"),
-    meta_fields=("block",),
-)
+
+@pytree(data=("absmax", "table", "offset"), meta=("block",))
 @dataclass(frozen=True, kw_only=True)
 class NestedAbsmax:
     """How the absmax of a stack, quantised to 8 bits, are read.
@@ -34,12 +28,7 @@ class NestedAbsmax:
     block: int = 256
 
 
-@no_type_check
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("codes", "absmax", "table", "nested"),
-    meta_fields=("matrix", "dtype", "block"),
-)
+@pytree(data=("codes", "absmax", "table", "nested"), meta=("matrix", "dtype", "block"))
 @dataclass(frozen=True, kw_only=True)
 class NF4:
     """A stack of L weights [O, I] of 4 bits each, with bitsandbytes' values in an order of our own.
