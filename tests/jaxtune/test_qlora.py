@@ -91,6 +91,7 @@ def test_the_packaged_model_learns_in_4_bits_and_peft_computes_the_same(tmp_path
     check_in_peft(model, folder, tmp_path / "adapter", ids)
 
 
+@pytest.mark.slow
 def test_stories_learn_in_4_bits_and_peft_computes_the_same(assets: Path, tmp_path: Path) -> None:
     folder = assets / "stories260K"
     model = load(folder, max_seq_length=64, use_gradient_checkpointing=False)

@@ -43,12 +43,14 @@ def test_logits_equal_the_golden_file(folder: Path) -> None:
     assert np.abs(logits - golden["logits"]).max() <= 2e-4
 
 
+@pytest.mark.slow
 def test_the_loss_falls_in_100_steps(run) -> None:
     _, losses, _ = run
     assert len(losses) == STEPS
     assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.5
 
 
+@pytest.mark.slow
 def test_the_adapter_in_peft_gives_our_logits_and_tokens(run, folder: Path) -> None:
     model, _, adapter = run
     base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -75,6 +77,7 @@ def test_the_adapter_in_peft_gives_our_logits_and_tokens(run, folder: Path) -> N
         np.testing.assert_array_equal(new[: len(tokens)], tokens)
 
 
+@pytest.mark.slow
 def test_the_saved_adapter_loads_here_with_the_same_logits(run) -> None:
     model, _, adapter = run
     again, _ = FastLanguageModel.from_pretrained(

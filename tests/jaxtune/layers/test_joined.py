@@ -69,7 +69,7 @@ def gradients(linears: list[Linear], x: jax.Array, where: LayerContext) -> tuple
         outputs = project(nnx.merge(graphdef, trained, rest), x, where, 4)
         return sum(jnp.sum(y * jnp.cos(y + i)) for i, y in enumerate(outputs)), outputs
 
-    found, outputs = jax.grad(total, argnums=(0, 1), has_aux=True)(trained, x)
+    found, outputs = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(trained, x)
     return outputs, jax.tree.leaves(found)
 
 

@@ -87,6 +87,7 @@ def test_full_rematerialisation_keeps_each_layers_input_only() -> None:
     assert temporary["full"] > kept
 
 
+@pytest.mark.slow
 def test_what_the_backward_pass_keeps_changes_no_gradient() -> None:
     config = dataclasses.replace(CONFIG, num_hidden_layers=4)
     model = build(Gemma2ForCausalLM, config, "random", initializer_range=0.3)

@@ -15,6 +15,8 @@ from jaxtune.quickstart.tasks import NEW_TASK, prompt, solve
 from jaxtune.quickstart.tiny_model import words
 from tests.packaged import packaged_model_folder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

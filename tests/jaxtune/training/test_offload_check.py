@@ -58,7 +58,6 @@ def test_wrong_gradients_are_refused_before_a_step(model, monkeypatch) -> None:
     [
         ("offload", "gpu", 1),
         ("offload", "cpu", 0),
-        ("full", "gpu", 0),
     ],
 )
 def test_a_run_tries_it_once_where_there_is_something_to_move(

@@ -228,6 +228,7 @@ def test_the_same_seed_gives_the_same_losses(oracle: Oracle) -> None:
     assert runs[0] == runs[1]
 
 
+@pytest.mark.slow
 def test_dropout_of_the_adapter_is_used_and_reproducible(oracle: Oracle) -> None:
     def losses(dropout: float, seed: int) -> list[float]:
         base = load_base(oracle.folder)
