@@ -9,7 +9,14 @@ from convert import Adapter, AdapterConfig, is_literal
 from jaxtune.adapters.create import with_listed_targets
 from jaxtune.adapters.inject import PREFIX, attach_lora
 from jaxtune.adapters.modules import Place, linear_places, places
-from jaxtune.adapters.whole import HEAD, check_whole, train_biases, train_copies, untie_head
+from jaxtune.adapters.whole import (
+    HEAD,
+    check_biases,
+    check_whole,
+    train_biases,
+    train_copies,
+    untie_head,
+)
 from jaxtune.errors import IncompatibleCheckpointError
 from jaxtune.layers.linear import LoraSpec
 from jaxtune.models.build import freeze
@@ -53,6 +60,9 @@ def attach_adapter(model: CausalLM, adapter: Adapter) -> AdapterConfig:
     """
     parts = _take_apart(model, adapter)
     check_whole([place for place in places(model) if place.path in parts.weights])
+    if parts.biases:
+        specs = {place.in_layer: spec for place, spec, _, _ in parts.branches}
+        check_biases(model, adapter.config.bias, specs)
     freeze(model)
     for place, spec, a, b in parts.branches:
         attach_lora(place, spec, jnp.asarray(a), jnp.asarray(b))

@@ -15,7 +15,7 @@ from jaxtune.adapters.targets import (
     select_whole,
     value_of,
 )
-from jaxtune.adapters.whole import check_whole, train_biases, train_copies
+from jaxtune.adapters.whole import check_biases, check_whole, train_biases, train_copies
 from jaxtune.layers.linear import LoraSpec
 from jaxtune.models.decoder import CausalLM
 
@@ -55,6 +55,7 @@ def create_adapter(model: CausalLM, request: AdapterConfig, *, seed: int) -> Ada
     for option in ("rank_pattern", "alpha_pattern"):
         check_patterns(option, getattr(request, option), names)
     specs = lora_specs(model, request, names)
+    check_biases(model, request.bias, specs)
     inject_lora(model, specs, seed=seed, init_lora_weights=request.init_lora_weights)
     train_copies(model, whole)
     if request.bias != "none" and not train_biases(model, request.bias):

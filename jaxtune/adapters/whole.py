@@ -1,7 +1,7 @@
 """Parts that an adapter trains whole: `modules_to_save`, biases, and a head that leaves its tie."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flax import nnx
@@ -10,7 +10,7 @@ from jaxtune.adapters.inject import PREFIX
 from jaxtune.adapters.modules import Place, places
 from jaxtune.errors import NotBuiltYetError
 from jaxtune.layers.frozen_product import is_stack
-from jaxtune.layers.linear import Linear
+from jaxtune.layers.linear import Linear, LoraSpec
 from jaxtune.layers.variables import Frozen, TrainedCopy
 from jaxtune.models.build import master
 from jaxtune.models.decoder import CausalLM
@@ -61,11 +61,32 @@ def train_copies(model: CausalLM, selected: Sequence[Place]) -> None:
         place.module.trained_weight = copy
 
 
+def check_biases(model: CausalLM, bias: str, specs: Mapping[str, LoraSpec]) -> None:
+    """Refuse biases that cannot be trained, before anything is changed.
+
+    Args:
+      model: Without the adapter.
+      bias: "none", "all" or "lora_only".
+      specs: Of the projections that will be adapted, by their path inside a layer.
+
+    Raises:
+      NotBuiltYetError: Biases of a projection that is adapted in some of its layers.
+    """
+    for place in places(model):
+        spec = specs.get(place.in_layer)
+        held = isinstance(place.module, Linear) and place.module.bias is not None
+        if bias != "none" and held and spec is not None and 0 in spec.ranks:
+            raise NotBuiltYetError(
+                f"bias={bias!r} beside layers that are not adapted is not built yet; got "
+                f"`{place.pattern}` adapted in some layers. Adapt every layer, or pass bias='none'."
+            )
+
+
 def train_biases(model: CausalLM, bias: str) -> int:
     """Train biases in place, as PEFT does: "all", or those of adapted projections ("lora_only").
 
     Args:
-      model: With its LoRA branches; changed in place.
+      model: With its LoRA branches, which passed `check_biases`; changed in place.
       bias: "none", "all" or "lora_only".
 
     Returns:
@@ -80,12 +101,6 @@ def train_biases(model: CausalLM, bias: str) -> int:
             continue
         if bias == "lora_only" and linear.lora is None:
             continue
-        ranks = () if linear.lora is None else linear.lora.ranks
-        if 0 in ranks:
-            raise NotBuiltYetError(
-                f"bias={bias!r} beside layers that are not adapted is not built yet; got "
-                f"`{place.pattern}` adapted in some layers. Adapt every layer, or pass bias='none'."
-            )
         suffix = ".bias" if linear.lora is None else ".base_layer.bias"
         names = (f"{PREFIX}{place.pattern}{suffix}",)
         linear.bias = nnx.Param(master(linear.bias.get_value()), peft_names=names)

@@ -14,7 +14,7 @@ import transformers
 
 pytest.importorskip("bitsandbytes")
 
-from convert import cast, open_checkpoint
+from convert import cast, merge_adapter, open_checkpoint
 from jaxtune import FastLanguageModel, SFTConfig, SFTTrainer
 from jaxtune.adapters.modules import linear_places
 from jaxtune.language_model import LanguageModel
@@ -156,3 +156,21 @@ def test_merging_rounds_the_dequantised_sum_once_to_a_16_bit_model(
     again = load(tmp_path / "merged", load_in_4bit=False)
     difference = ours(again, MIXED_ROWS) - torch_logits(theirs, MIXED_ROWS)
     assert np.abs(difference).max() <= 2e-4
+
+
+def test_what_was_quantised_while_loading_is_merged_into_its_originals(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = packaged_model_folder()
+    model = FastLanguageModel.get_peft_model(load(folder), r=2, init_lora_weights=False)
+    model.save_pretrained(tmp_path / "adapter")
+    model.save_pretrained_merged(tmp_path / "ours")
+    assert "the original dense ones are merged" in "".join(capsys.readouterr())
+    merge_adapter(folder, tmp_path / "adapter", tmp_path / "theirs")
+    with (
+        open_checkpoint(tmp_path / "ours") as actual,
+        open_checkpoint(tmp_path / "theirs") as wanted,
+    ):
+        assert actual.names == wanted.names
+        for name in wanted.names:
+            np.testing.assert_array_equal(actual.read(name), wanted.read(name), name)

@@ -11,12 +11,16 @@ import pytest
 import torch
 import transformers
 from flax import nnx
+from transformers import AutoConfig
 
 from convert import read_adapter
 from jaxtune.adapters.inject import inject_lora
 from jaxtune.adapters.targets import PROJECTIONS, select_modules
 from jaxtune.api import FastLanguageModel
 from jaxtune.errors import IncompatibleCheckpointError
+from jaxtune.language_model import with_verbs
+from jaxtune.models.build import build
+from jaxtune.models.registry import find_family
 from tests.families import VARIANTS
 from tests.loaded import load_adapted, load_base
 from tests.oracles import Oracle, make_oracle, random_rows
@@ -184,6 +188,17 @@ def test_a_wrong_option_is_refused_and_changes_nothing(
         FastLanguageModel.get_peft_model(model, **options)
     assert nnx.graphdef(model) == before
     assert model.carried.adapter is None
+
+
+def test_biases_beside_layers_without_an_adapter_are_refused_and_change_nothing() -> None:
+    biased = next(v for v in VARIANTS if v.name == "llama-biases-linear-rope")
+    family = find_family("llama")
+    config = family.config_from_hf(AutoConfig.for_model("llama", **biased.options).to_dict())
+    model = build(with_verbs(family), config, "abstract")
+    before = nnx.graphdef(model)
+    with pytest.raises(NotImplementedError, match="bias='all' beside layers that are not adapted"):
+        FastLanguageModel.get_peft_model(model, layers_to_transform=[0], bias="all")
+    assert nnx.graphdef(model) == before
 
 
 def test_the_last_layers_can_be_adapted(oracle: Oracle) -> None:
