@@ -20,6 +20,7 @@ from convert.merged import plan_merge as plan_merge
 from convert.model_config import dtype_of as dtype_of
 from convert.model_config import merged_config as merged_config
 from convert.model_config import ties_embeddings as ties_embeddings
+from convert.names import added_name as added_name
 from convert.names import file_name as file_name
 from convert.peft import Adapter as Adapter
 from convert.peft import open_adapter as open_adapter
@@ -57,6 +58,7 @@ __all__ = [
     "QuantizedInfo",
     "QuantizedTensor",
     "TensorInfo",
+    "added_name",
     "atomic",
     "block_scales",
     "cast",

@@ -6,7 +6,9 @@ Source: https://github.com/huggingface/transformers `conversion_mapping.py` @ v5
 "LlavaModel", "CLIPVisionModel").
 """
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
+
+_TEXT = "language_model."  # begins the names of the text part in multimodal files
 
 # Beginning of a module's name -> beginning of the file's.
 _RENAMED = (
@@ -31,3 +33,16 @@ def file_name(tensor: str, held: Container[str]) -> str | None:
     """
     renamed = (new + tensor.removeprefix(old) for old, new in _RENAMED if tensor.startswith(old))
     return next((name for name in (tensor, *renamed) if name in held), None)
+
+
+def added_name(name: str, held: Iterable[str]) -> str:
+    """Find the name that a tensor gets which a checkpoint does not have: a head that left its tie.
+
+    Args:
+      name: transformers', such as `lm_head.weight`.
+      held: Names of the checkpoint's tensors.
+
+    Returns:
+      The name, after the prefix of the text part where the files have one.
+    """
+    return f"{_TEXT}{name}" if any(other.startswith(_TEXT) for other in held) else name

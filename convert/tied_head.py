@@ -7,11 +7,10 @@ import numpy as np
 from convert.adapter_config import AdapterConfig
 from convert.edits import HEAD, Edit
 from convert.errors import broken
-from convert.names import file_name
+from convert.names import added_name, file_name
 from convert.stream import LazyTensor
 
 _EMBEDDINGS = ("model.embed_tokens.weight", "model.language_model.embed_tokens.weight")
-_MULTIMODAL = "language_model."
 
 
 def settle_head(
@@ -58,8 +57,7 @@ def settle_head(
     if _are_equal(head, tensors[embedding]):
         tensors.pop(held or HEAD, None)
         return False
-    prefix = _MULTIMODAL if embedding.startswith(_MULTIMODAL) else ""
-    tensors[held or prefix + HEAD] = head
+    tensors[held or added_name(HEAD, tensors)] = head
     return True
 
 

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from convert import (
     Checkpoint,
     LazyTensor,
+    added_name,
     atomic,
     cast,
     companions,
@@ -190,18 +191,13 @@ def _tensors(model: CausalLM, dtype: np.dtype, base: Checkpoint | None) -> dict[
             weight = file_name(f"{name}.weight", held)
             for part, value in _parts(place, index, dtype, _original(place, weight, base)):
                 full = f"{name}.{part}"
-                tensors[file_name(full, held) or _new_name(full, held)] = value
+                tensors[file_name(full, held) or added_name(full, held)] = value
     if base is not None:
         for name in base.names:
             if name.startswith(model.other_parts):
                 read = functools.partial(_read_other, base, name, dtype)
                 tensors[name] = LazyTensor(shape=base.info(name).shape, dtype=dtype, read=read)
     return tensors
-
-
-def _new_name(name: str, held: frozenset[str]) -> str:
-    """The name of a tensor that the base does not have: a head that left its tie."""
-    return f"language_model.{name}" if any(n.startswith("language_model.") for n in held) else name
 
 
 def _original(place: Place, name: str | None, base: Checkpoint | None) -> Read | None:

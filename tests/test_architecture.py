@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("jaxtune", "pallas_kernels", "convert")
 OP_FILES = ("__init__.py", "api.py", "reference.py", "cases.py", "bench.py")
 BANNED_STEMS = {"utils", "helpers", "common", "misc"}
-FAMILY = re.compile(r"(llama|mistral|gemma\d*)(_text|for(causallm|conditionalgeneration))?", re.I)
+FAMILY = re.compile(
+    r"(llama|mistral|gemma\d*|qwen\d*)(_text|for(causallm|conditionalgeneration))?", re.I
+)
 
 
 def sources(*folders: str) -> list[Path]:

@@ -71,10 +71,8 @@ def make_setup(
     Returns:
       The step, ready to be compiled.
     """
-    # A 16-bit model is what `build` makes unasked.
-    quantised: dict[str, Any] = {"bits": options.bits} if options.bits == 4 else {}
     dtype = resolve_dtype(None)
-    model = build(subject.family, subject.config, "random", dtype=dtype, **quantised)
+    model = build(subject.family, subject.config, "random", dtype=dtype, bits=options.bits)
     request = AdapterConfig(
         base_model_name_or_path=subject.name,
         r=options.rank,

@@ -24,7 +24,7 @@ from jaxtune.errors import IncompatibleCheckpointError
 from jaxtune.layers.frozen_product import Bank
 from jaxtune.models.naming import Path, is_stacked, tensor_names
 from jaxtune.models.quantized import empty_stack, from_file, is_finite, put_layer
-from jaxtune.models.read_ahead import ReadAhead
+from jaxtune.models.read_ahead import Job, ReadAhead
 from pallas_kernels import NF4, quantize_nf4
 
 Advance = Callable[[int], object]
@@ -106,12 +106,13 @@ class Leaf:
         dense = [name for (_, name), quantize in pairs if not quantize]
         return dense, [name for (_, name), quantize in pairs if quantize]
 
-    def jobs(self) -> list[Callable[[], Any]]:
+    def jobs(self) -> list[Job]:
         """What to read into host memory, in the order in which `fill` takes it."""
         dense, small = self._order
+        reads = [(self._host, name) for name in dense] + [(self._parts, name) for name in small]
         return [
-            *(functools.partial(self._host, name) for name in dense),
-            *(functools.partial(self._parts, name) for name in small),
+            Job(nbytes=self._bytes(name), read=functools.partial(read, name))
+            for read, name in reads
         ]
 
     def fill(self, source: ReadAhead, place: NamedSharding | None, advance: Advance) -> Any:

@@ -1,4 +1,4 @@
-"""From a folder to a model: weights streamed into the stacks, two tensors in host memory."""
+"""From a folder to a model: weights streamed into the stacks, one tensor in host memory."""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,7 +36,8 @@ def load_model(
 ) -> ModelT:
     """Build a model and stream its weights in, one tensor at a time; every leaf is frozen.
 
-    Host memory: one tensor, and the pages of the mapped files that the system lends.
+    Host memory: one tensor, the next one if it is small, and the pages of the mapped files that
+    the system lends.
 
     Args:
       folder: Holds the safetensors files.

@@ -1,4 +1,4 @@
-"""Loading holds one tensor in host memory, not the checkpoint."""
+"""Loading holds a tensor or two in host memory, not the checkpoint."""
 
 import json
 import subprocess
@@ -76,6 +76,7 @@ def test_the_peak_is_the_model_and_a_tensor_or_two(tmp_path: Path) -> None:
     peak, held, samples = map(int, done.stdout.split())
     assert samples > 20
     assert held > 0.95 * sum(sizes), json.dumps([held, sum(sizes)])
-    # The largest tensor as it was read, and once more while a dtype or a device copy is made.
-    assert peak - sum(sizes) < 2 * max(sizes) + 40e6
-    assert 2 * max(sizes) + 40e6 < 0.5 * sum(sizes)
+    # The largest tensor as it was read, once more while a dtype or a device copy is made, and the
+    # next one, which is small enough to be read meanwhile.
+    assert peak - sum(sizes) < 3 * max(sizes) + 40e6
+    assert 3 * max(sizes) + 40e6 < 0.5 * sum(sizes)

@@ -130,6 +130,27 @@ def test_unknown_maths_is_refused(folder: Path, change: dict[str, Any], message:
         load(folder)
 
 
+PLANS = {
+    True: "full",
+    False: "none",
+    "unsloth": "offload",
+    "full": "full",
+    "none": "none",
+    "offload": "offload",
+}
+
+
+def test_a_plan_is_chosen_while_loading_or_later_by_any_of_its_names(folder: Path) -> None:
+    model, _ = load(folder, use_gradient_checkpointing="unsloth")
+    assert model.model.remat == "offload"
+    assert FastLanguageModel.for_training(model).model.remat == "offload"  # "auto" keeps it
+    for choice, plan in PLANS.items():
+        assert FastLanguageModel.for_training(model, choice).model.remat == plan
+    FastLanguageModel.get_peft_model(model, r=2, use_gradient_checkpointing=False)
+    assert model.model.remat == "none"
+    assert load(folder)[0].model.remat == "full"
+
+
 def test_what_is_not_built_yet_says_so(folder: Path) -> None:
     with pytest.raises(NotBuiltYetError, match="'least', which is not built yet"):
         load(folder, use_gradient_checkpointing="least")
