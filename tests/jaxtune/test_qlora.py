@@ -79,6 +79,7 @@ def check_in_peft(model: LanguageModel, folder: Path, adapter: Path, rows: np.nd
     assert difference <= 1e-4
 
 
+@pytest.mark.slow
 def test_the_packaged_model_learns_in_4_bits_and_peft_computes_the_same(tmp_path: Path) -> None:
     folder = packaged_model_folder()
     model = load(folder, max_seq_length=40, use_gradient_checkpointing=False)
@@ -121,6 +122,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LanguageModel
     return base, model, folder / "adapter"
 
 
+@pytest.mark.slow
 def test_an_adapter_of_a_mixed_checkpoint_is_the_same_in_peft(
     mixed: tuple[Path, LanguageModel, Path],
 ) -> None:
@@ -136,6 +138,7 @@ def test_an_adapter_of_a_mixed_checkpoint_is_the_same_in_peft(
     assert relative_error(plain, expected) > 1e-3  # the adapter does something
 
 
+@pytest.mark.slow
 def test_merging_rounds_the_dequantised_sum_once_to_a_16_bit_model(
     mixed: tuple[Path, LanguageModel, Path], tmp_path: Path
 ) -> None:

@@ -73,8 +73,7 @@ def gradients(linears: list[Linear], x: jax.Array, where: LayerContext) -> tuple
     return outputs, jax.tree.leaves(found)
 
 
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize(("bias", "dropout"), [(False, 0.0), (True, 0.5)])
 def test_values_and_gradients_are_those_of_dense_weights(bias: bool, dropout: float) -> None:
     x = jax.random.normal(jax.random.key(7), (2, 9, WIDTH))
     where = context(key=jax.random.key(3) if dropout else None)

@@ -95,6 +95,7 @@ def test_logits_loss_and_lora_gradients_are_the_oracles(oracle: Oracle, ours) ->
     assert max(errors) <= tolerance("float32", "lora_gradient")
 
 
+@pytest.mark.slow
 def test_plans_and_dense_weights_give_the_same_gradients(
     model: LanguageModel, dense: LanguageModel, ours
 ) -> None:
