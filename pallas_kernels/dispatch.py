@@ -48,6 +48,11 @@ class Problem:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+def serves_all(problem: Problem) -> None:
+    """Refuse no problem."""
+    del problem
+
+
 def no_backward(*_: Any) -> Any:
     """Stand for the backward of an op that has none, or of a forward that has its own."""
     raise NotImplementedError("this backend has no backward of its own; differentiate its forward")

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.attention.contract import Inputs, Options, Residuals
-from pallas_kernels.dispatch import Backend, Problem
+from pallas_kernels.dispatch import Backend, serves_all
 
 MASKED = -1e30  # finite: MASKED - MASKED is 0, never NaN
 BLOCK = 512  # positions; scores of one head take BLOCK * BLOCK * 4 bytes = 1 MiB
@@ -278,16 +278,11 @@ def _loop(
     return body(0, start) if grid.count == 1 else lax.fori_loop(first, last, body, start)
 
 
-def _serves_all(problem: Problem) -> str | None:
-    del problem
-    return None
-
-
 def with_blocks(block_q: int | None, block_k: int | None) -> Backend:
     """Make the backend with forced block sizes in positions; None chooses."""
     return Backend(
         name="xla",
-        refuse=_serves_all,
+        refuse=serves_all,
         forward=partial(forward, block_q=block_q, block_k=block_k),
         backward=partial(backward, block_q=block_q, block_k=block_k),
     )

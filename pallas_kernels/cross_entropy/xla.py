@@ -5,7 +5,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.cross_entropy.contract import IGNORED, Options, Residuals, Wanted
-from pallas_kernels.dispatch import Backend, Problem
+from pallas_kernels.dispatch import Backend, serves_all
 
 LOGITS_BYTES = 256 * 2**20  # budget of one chunk's logits in the accumulation dtype
 ROW_MULTIPLE = 64  # rows of a chunk, so that its products tile well
@@ -110,9 +110,4 @@ def _scaled(gradient: Array | None, g: Float[Array, ""]) -> Array | None:
     return None if gradient is None else (gradient.astype(g.dtype) * g).astype(gradient.dtype)
 
 
-def _serves_all(problem: Problem) -> str | None:
-    del problem
-    return None
-
-
-BACKEND = Backend(name="xla", refuse=_serves_all, forward=forward, backward=backward)
+BACKEND = Backend(name="xla", refuse=serves_all, forward=forward, backward=backward)

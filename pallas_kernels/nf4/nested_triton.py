@@ -7,12 +7,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, UInt8
 
-from pallas_kernels.dispatch import Backend, Problem
+from pallas_kernels.dispatch import serves_all
 from pallas_kernels.nf4.nested_xla import BLOCK, MIDDLES, nearest
 from pallas_kernels.nf4.quantize_triton import reciprocal
 from pallas_kernels.nf4.quantize_xla import SMALLEST
-from pallas_kernels.pallas_triton import plt, refuse_interpreted
-from pallas_kernels.pallas_triton import refuse as refuse_device
+from pallas_kernels.pallas_triton import backends, plt, whole
 
 BLOCKS = 4  # nested blocks a program
 WARPS = 4
@@ -32,8 +31,8 @@ def forward(
         partial(_kernel, count, interpret),
         out_shape=out,
         grid=(pl.cdiv(count, BLOCKS * BLOCK),),
-        in_specs=[pl.BlockSpec(operand.shape, lambda _: (0,)) for operand in operands],
-        out_specs=tuple(pl.BlockSpec(o.shape, lambda _: (0,)) for o in out),
+        in_specs=[whole(array) for array in operands],
+        out_specs=tuple(whole(array) for array in out),
         compiler_params=plt.CompilerParams(num_warps=WARPS, num_stages=1),
         interpret=interpret,
         name="nf4_nested_quantize",
@@ -61,16 +60,4 @@ def _kernel(
     plt.store(scales_ref.at[block], scale, mask=block * BLOCK < count)
 
 
-def _refuse_compiled(problem: Problem) -> str | None:
-    return refuse_device(problem.device)
-
-
-def _refuse_interpreted(problem: Problem) -> str | None:
-    del problem
-    return refuse_interpreted()
-
-
-BACKEND = Backend(name="triton", refuse=_refuse_compiled, forward=forward)
-INTERPRET = Backend(
-    name="interpret", refuse=_refuse_interpreted, forward=partial(forward, interpret=True)
-)
+BACKEND, INTERPRET = backends(forward, serves_all)

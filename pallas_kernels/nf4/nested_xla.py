@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
-from pallas_kernels.dispatch import Backend, Problem
+from pallas_kernels.dispatch import Backend, serves_all
 from pallas_kernels.nf4.quantize_xla import SMALLEST
 from pallas_kernels.nf4.tables import DYNAMIC_TABLE, midpoints
 
@@ -57,9 +57,4 @@ def nearest(
     return code
 
 
-def _serves_all(problem: Problem) -> str | None:
-    del problem
-    return None
-
-
-BACKEND = Backend(name="xla", refuse=_serves_all, forward=forward)
+BACKEND = Backend(name="xla", refuse=serves_all, forward=forward)

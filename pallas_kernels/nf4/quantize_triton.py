@@ -7,12 +7,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, UInt8
 
-from pallas_kernels.dispatch import Backend, Problem
+from pallas_kernels.dispatch import Problem
 from pallas_kernels.nf4.quantize_xla import SMALLEST
 from pallas_kernels.nf4.tables import CELLS, cells
 from pallas_kernels.nf4.triton import refuse
-from pallas_kernels.pallas_triton import plt, refuse_interpreted
-from pallas_kernels.pallas_triton import refuse as refuse_device
+from pallas_kernels.pallas_triton import backends, plt, whole
 
 CODES = 1024  # bytes of codes that a program writes: two tiles of 1,024 weights
 WARPS = 4
@@ -33,8 +32,8 @@ def forward(
         partial(_kernel, half, block, interpret),
         out_shape=out,
         grid=(pl.cdiv(half, CODES),),
-        in_specs=[pl.BlockSpec(array.shape, lambda _: (0,)) for array in (weight, *tables)],
-        out_specs=tuple(pl.BlockSpec(o.shape, lambda _: (0,)) for o in out),
+        in_specs=[whole(array) for array in (weight, *tables)],
+        out_specs=tuple(whole(array) for array in out),
         compiler_params=plt.CompilerParams(num_warps=WARPS, num_stages=1),
         interpret=interpret,
         name="nf4_quantize",
@@ -88,19 +87,10 @@ def reciprocal(x: Array, interpret: bool) -> Array:
     return inverse
 
 
-def _refuse_compiled(problem: Problem) -> str | None:
-    if problem.dtype not in ("float32", "bfloat16", "float16"):
-        return f"weights must be float32, bfloat16 or float16; got {problem.dtype}"
-    return refuse_device(problem.device) or refuse(problem)
+def _refuse_dtype(problem: Problem) -> str | None:
+    if problem.dtype in ("float32", "bfloat16", "float16"):
+        return None
+    return f"weights must be float32, bfloat16 or float16; got {problem.dtype}"
 
 
-def _refuse_interpreted(problem: Problem) -> str | None:
-    return refuse_interpreted() or refuse(problem)
-
-
-BACKEND = Backend(name="triton", refuse=_refuse_compiled, forward=forward)
-INTERPRET = Backend(
-    name="interpret",
-    refuse=_refuse_interpreted,
-    forward=partial(forward, interpret=True),
-)
+BACKEND, INTERPRET = backends(forward, refuse, _refuse_dtype)

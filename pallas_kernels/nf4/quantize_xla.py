@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from pallas_kernels.dispatch import Backend, Problem
+from pallas_kernels.dispatch import Backend, serves_all
 from pallas_kernels.nf4.contract import pack
 from pallas_kernels.nf4.tables import NF4_TABLE, midpoints
 
@@ -42,9 +42,4 @@ def nearest(scaled: Float[Array, "..."]) -> UInt8[Array, "..."]:
     return code.astype(jnp.uint8)
 
 
-def _serves_all(problem: Problem) -> str | None:
-    del problem
-    return None
-
-
-BACKEND = Backend(name="xla", refuse=_serves_all, forward=forward)
+BACKEND = Backend(name="xla", refuse=serves_all, forward=forward)

@@ -13,11 +13,10 @@ from jax.experimental import pallas as pl
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.dispatch import Backend, Problem
+from pallas_kernels.dispatch import Problem
 from pallas_kernels.nf4.contract import NF4
 from pallas_kernels.nf4.rounding import rounded_product
-from pallas_kernels.pallas_triton import plt, refuse_interpreted
-from pallas_kernels.pallas_triton import refuse as refuse_device
+from pallas_kernels.pallas_triton import backends, plt, whole
 
 CODES = 1024  # bytes of codes that a program reads: two tiles of 1,024 weights
 WARPS = 2
@@ -42,8 +41,8 @@ def forward(
         partial(_kernel, weight, dtype, tile, extra),
         out_shape=out,
         grid=(pl.cdiv(weight.codes.shape[1], tile),),
-        in_specs=[_whole(operand) for operand in operands],
-        out_specs=_whole(out),
+        in_specs=[whole(operand) for operand in operands],
+        out_specs=whole(out),
         compiler_params=plt.CompilerParams(num_warps=WARPS, num_stages=1),
         interpret=interpret,
         name="nf4_dequantize",
@@ -95,11 +94,6 @@ def _kernel(weight: NF4, dtype: DTypeLike, tile: int, extra: int, *refs: jax.Ref
         )
 
 
-def _whole(operand: Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
-    rank = len(operand.shape)
-    return pl.BlockSpec(operand.shape, lambda _: (0,) * rank)
-
-
 def refuse(problem: Problem) -> str | None:
     """Say why the kernel cannot serve a problem."""
     half, block = problem.sizes["C"], problem.sizes["block"]
@@ -117,17 +111,4 @@ def refuse(problem: Problem) -> str | None:
     return None
 
 
-def _refuse_compiled(problem: Problem) -> str | None:
-    return refuse_device(problem.device) or refuse(problem)
-
-
-def _refuse_interpreted(problem: Problem) -> str | None:
-    return refuse_interpreted() or refuse(problem)
-
-
-BACKEND = Backend(name="triton", refuse=_refuse_compiled, forward=forward)
-INTERPRET = Backend(
-    name="interpret",
-    refuse=_refuse_interpreted,
-    forward=partial(forward, interpret=True),
-)
+BACKEND, INTERPRET = backends(forward, refuse)

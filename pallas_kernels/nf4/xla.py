@@ -5,7 +5,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.dispatch import Backend, Problem
+from pallas_kernels.dispatch import Backend, serves_all
 from pallas_kernels.nf4.contract import NF4
 from pallas_kernels.nf4.rounding import rounded_product
 
@@ -47,9 +47,4 @@ def layer_absmax(weight: NF4, layer: Int[Array, ""]) -> Float[Array, " _"]:
     return rounded_product(nested.table[absmax.astype(jnp.int32)], scales) + nested.offset[layer]
 
 
-def _serves_all(problem: Problem) -> str | None:
-    del problem
-    return None
-
-
-BACKEND = Backend(name="xla", refuse=_serves_all, forward=forward)
+BACKEND = Backend(name="xla", refuse=serves_all, forward=forward)
