@@ -121,8 +121,8 @@ def check_values(weight: str, parts: Mapping[str, np.ndarray], state: QuantState
       state: Its JSON.
 
     Raises:
-      CheckpointError: a scale or a table's value that is not finite, or scales so large that an
-        element could pass float32's range.
+      CheckpointError: a scale or a table's value that is not finite, a negative nested scale, or
+        scales so large that an element could pass float32's range.
     """
     floats = {part: array for part, array in parts.items() if array.dtype == _F32}
     for part, array in floats.items():
@@ -135,6 +135,9 @@ def check_values(weight: str, parts: Mapping[str, np.ndarray], state: QuantState
         scale = most[NESTED_SCALES] * most[NESTED_TABLE] + abs(float(state.offset))
     if max(scale, scale * most[TABLE]) > LARGEST:
         raise misfit(weight, f"scales up to {scale:.1e}", f"elements below {LARGEST}")
+    # A largest magnitude; jaxtune's kernels rely on its sign.
+    if NESTED_SCALES in floats and (floats[NESTED_SCALES] < 0).any():
+        raise misfit(weight, f"a negative number in {NESTED_SCALES}", "largest magnitudes")
 
 
 def misfit(weight: str, got: str, wanted: str) -> CheckpointError:

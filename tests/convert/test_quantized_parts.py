@@ -130,6 +130,12 @@ def test_a_number_that_is_not_finite_is_refused_when_it_is_read(tmp_path, part, 
     refusal(tmp_path, parts, f"not finite in '{NAME}.{part}'", read=True)
 
 
+def test_a_negative_nested_scale_is_refused_when_it_is_read(tmp_path):
+    parts = parts_of(nested=True)
+    parts[f"{NAME}.nested_absmax"][-1] *= -1
+    refusal(tmp_path, parts, "a negative number in nested_absmax", read=True)
+
+
 @pytest.mark.parametrize(
     ("part", "nested"), [("absmax", False), ("nested_absmax", True), ("nested_quant_map", True)]
 )
