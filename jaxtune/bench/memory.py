@@ -44,7 +44,8 @@ class Memory:
       allocator_before: JAX's allocator's peak before the first step, while weights were drawn.
       allocator: Its peak after the last step; the steps' own only where it is over the former.
       in_use: What it holds after the last step.
-      nvidia_smi: Used by this process, or of its GPU; counts the pool that JAX takes in advance.
+      nvidia_smi: Used by this process, or of its GPU, the driver's own share included; all that the
+        allocator ever took, which is a whole pool where JAX takes it in advance.
     """
 
     compiler: Compiler | None

@@ -55,6 +55,7 @@ ODD_CASES = (
     Case(name="odd_plain", L=2, O=7, I=19, nested=False),
     Case(name="odd_halves", L=2, O=6, I=172),
     Case(name="one_tile", L=2, O=32, I=64),
+    Case(name="odd_rows", L=2, O=3, I=128),
     Case(name="rows_of_172", L=2, O=256, I=172),
     Case(name="wide_blocks", L=3, O=256, I=172, block=128),
     Case(name="wide_blocks_plain", L=2, O=64, I=172, block=128, nested=False),

@@ -34,7 +34,7 @@ def forward(
     """One layer's weight; see `xla.forward`."""
     rows, columns = weight.matrix
     extra = 0 if beside is None else beside.shape[1]
-    tile = _tile(columns if extra else 0)
+    tile = _tile(weight.codes.shape[1], columns if extra else 0)
     operands = [layer.reshape(1), *jax.tree.leaves(weight)]  # in the order of `_kernel`'s refs
     out = jax.ShapeDtypeStruct((rows * (columns + extra),), dtype)
     flat = pl.pallas_call(
@@ -52,9 +52,12 @@ def forward(
     return wide if beside is None else wide.at[:, columns:].set(beside)
 
 
-def _tile(columns: int) -> int:
-    """Codes a program: `CODES`, or the largest power of two below it that ends with each row."""
-    return CODES if columns == 0 else math.gcd(CODES, columns)
+def _tile(half: int, columns: int) -> int:
+    """Codes a program: `CODES`, or the largest power of two below it that ends with each row.
+
+    The second half's tiles begin at `half`, which is in the middle of a row if rows are odd.
+    """
+    return CODES if columns == 0 else math.gcd(CODES, columns, half)
 
 
 def _kernel(weight: NF4, dtype: DTypeLike, tile: int, extra: int, *refs: jax.Ref) -> None:
@@ -97,7 +100,7 @@ def _kernel(weight: NF4, dtype: DTypeLike, tile: int, extra: int, *refs: jax.Ref
 def refuse(problem: Problem) -> str | None:
     """Say why the kernel cannot serve a problem."""
     half, block = problem.sizes["C"], problem.sizes["block"]
-    tile = _tile(problem.sizes["I"] if problem.sizes.get("E") else 0)
+    tile = _tile(half, problem.sizes["I"] if problem.sizes.get("E") else 0)
     if problem.sizes.get("E") and tile % block:
         return (
             "with columns beside the weight, a row must be whole blocks; got rows of "

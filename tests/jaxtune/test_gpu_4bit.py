@@ -1,5 +1,7 @@
 """4-bit weights on a CUDA device: the kernels' bits, the joined product, the gradient, memory."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +24,7 @@ from tests.families import SMALL
 from tests.tolerances import relative_error, tolerance
 
 pytestmark = pytest.mark.gpu
-SIZES = {**SMALL, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 8}
+SIZES = {**SMALL, "hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 8}
 
 
 def normal(shape: tuple[int, ...], dtype: str, seed: int = 0) -> jax.Array:
@@ -92,8 +94,9 @@ def test_every_plan_and_backend_gives_one_gradient_and_none_keeps_a_dense_weight
         model.model.remat, model.model.kernels = remat, kernels
         found[remat, kernels] = jax.tree.leaves(gradient(*split(model), batch)[0])
         memory = gradient.lower(*split(model), batch).compile().memory_analysis()
-        # All dense weights together would be 8 (4 x 512 x 512 + 3 x 512 x 1024) x 4 bytes.
-        assert memory.temp_size_in_bytes < 8 * (4 * 512 * 512 + 3 * 512 * 1024) * 4 / 2
+        # Half of all dense weights together; cuBLAS' workspace, 32 MiB, counts too.
+        stacks = [module.weight.get_value() for module in projections(model).values()]
+        assert memory.temp_size_in_bytes < sum(math.prod(s.shape) for s in stacks) * 4 / 2
     expected = found.pop(("full", "xla"))
     for leaves in found.values():
         errors = [relative_error(*pair) for pair in zip(leaves, expected, strict=True)]

@@ -61,8 +61,9 @@ def test_every_shape_and_block_equals_bitsandbytes(case):
 
 @pytest.mark.parametrize("backend", COMPILED)
 @pytest.mark.parametrize("extra", [1, 48])
-def test_columns_stand_beside_the_weight(extra, backend):
-    stack, wanted = four_bits(BY_NAME["one_tile"])
+@pytest.mark.parametrize("name", ["one_tile", "odd_rows"])
+def test_columns_stand_beside_the_weight(name, extra, backend):
+    stack, wanted = four_bits(BY_NAME[name])
     beside = jnp.asarray(np.random.default_rng(0).normal(size=(stack.shape[1], extra)), "float32")
     for layer in range(stack.shape[0]):
         wide = dequantize_nf4(stack, layer, "float32", beside=beside, backend=backend)
