@@ -1,17 +1,19 @@
 """A Hugging Face folder of safetensors as lazy numpy arrays. Pickle is never read."""
 
 import contextlib
+import math
+import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType, TracebackType
+from typing import BinaryIO
 
 import numpy as np
-import safetensors
 
 from convert.errors import CheckpointError, broken, shown
 from convert.header import TensorInfo, read_header
 from convert.json_object import read_json_object
-from convert.tensors import unreadable
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -20,15 +22,16 @@ INDEX_FILE = "model.safetensors.index.json"
 class Checkpoint:
     """The tensors of a folder, read one at a time; use it in a `with` statement.
 
-    Headers are read and checked when it is opened; a tensor's bytes only by `read`, through a
-    memory map that lives until the `with` statement ends. Arrays that were read stay valid.
+    Headers are read and checked when it is opened; a tensor's bytes only by `read` and `read_rows`,
+    which several threads may call at a time. Arrays that were read stay valid.
     """
 
     def __init__(self, folder: Path, infos: Mapping[str, TensorInfo]) -> None:
         """Take checked headers; use `open_checkpoint`."""
         self._folder = folder
         self._infos = MappingProxyType(dict(infos))
-        self._handles: dict[Path, safetensors.safe_open] = {}
+        self._files: dict[Path, BinaryIO] = {}
+        self._opening = threading.Lock()
         self._stack = contextlib.ExitStack()
         self._closed = False
 
@@ -74,26 +77,67 @@ class Checkpoint:
           CheckpointError: no such tensor, a file that changed since, or the `with` has ended.
         """
         info = self.info(name)
-        if self._closed:
-            raise broken(
-                f"{self._folder} must be open to be read",
-                got="a checkpoint whose `with` statement has ended",
-                wanted="a read inside it",
-                cure="Move the read inside, or call open_checkpoint again.",
-            )
-        try:
-            if info.file not in self._handles:
-                handle = safetensors.safe_open(info.file, framework="numpy")
-                self._handles[info.file] = self._stack.enter_context(handle)
-            return self._handles[info.file].get_tensor(name)
-        except (safetensors.SafetensorError, OSError) as error:
-            raise unreadable(info.file, error) from error
+        array = np.empty(info.shape, info.dtype)
+        self._read(info, info.begin, array)
+        return array
+
+    def read_rows(self, name: str, start: int, stop: int, buffer: np.ndarray) -> np.ndarray:
+        """Read some rows of one tensor into memory that the caller has.
+
+        Args:
+          name: One of `names`; its tensor has an axis at least.
+          start: First of the rows, along the first axis.
+          stop: After the last.
+          buffer: uint8, [at least the rows' bytes], contiguous.
+
+        Returns:
+          The rows, a view of `buffer`.
+
+        Raises:
+          CheckpointError: as `read`.
+        """
+        info = self.info(name)
+        shape = (stop - start, *info.shape[1:])
+        row = math.prod(info.shape[1:]) * info.dtype.itemsize
+        rows = buffer[: shape[0] * row].view(info.dtype).reshape(shape)
+        self._read(info, info.begin + start * row, rows)
+        return rows
+
+    def _read(self, info: TensorInfo, place: int, array: np.ndarray) -> None:
+        """Fill an array with the bytes of a file from a place on."""
+        target = array.reshape(-1).view(np.uint8).data
+        descriptor = self._open(info.file)
+        while len(target):
+            count = os.preadv(descriptor, [target], place)
+            if count == 0:
+                raise broken(
+                    f"{info.file} must stay as it was when it was opened",
+                    got=f"its end at byte {place}",
+                    wanted=f"{len(target)} bytes more",
+                    cure="Load it again when nothing else writes it.",
+                )
+            target, place = target[count:], place + count
+
+    def _open(self, file: Path) -> int:
+        """The descriptor of a file, which stays open until the `with` statement ends."""
+        with self._opening:
+            if self._closed:
+                raise broken(
+                    f"{self._folder} must be open to be read",
+                    got="a checkpoint whose `with` statement has ended",
+                    wanted="a read inside it",
+                    cure="Move the read inside, or call open_checkpoint again.",
+                )
+            if file not in self._files:
+                self._files[file] = self._stack.enter_context(file.open("rb", buffering=0))
+            return self._files[file].fileno()
 
     def close(self) -> None:
-        """Give the memory maps back; a second call does nothing."""
-        self._closed = True
-        self._handles.clear()
-        self._stack.close()
+        """Close the files; a second call does nothing."""
+        with self._opening:
+            self._closed = True
+            self._files.clear()
+            self._stack.close()
 
     def __enter__(self) -> "Checkpoint":
         return self

@@ -1,5 +1,6 @@
 """The values of 4-bit weights, as bitsandbytes computes them, and a checkpoint that shows them."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -118,7 +119,7 @@ class DequantizedCheckpoint:
         held = self._checkpoint.info(name)
         if name not in self._quantized:
             return held
-        return TensorInfo(shape=self._quantized[name].shape, dtype=_F32, file=held.file)
+        return dataclasses.replace(held, shape=self._quantized[name].shape, dtype=_F32)
 
     def read(self, name: str) -> np.ndarray:
         """Read one tensor, and compute it if it is a 4-bit weight.

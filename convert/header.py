@@ -45,11 +45,13 @@ class TensorInfo:
       shape: Extents, as stored.
       dtype: numpy's dtype; bfloat16 is `ml_dtypes.bfloat16`.
       file: The file that holds the tensor.
+      begin: Where its bytes begin there.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     file: Path
+    begin: int
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
@@ -85,13 +87,16 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             )
         entries = parse_json_object(stream.read(length), f"The header of {file}")
     entries.pop("__metadata__", None)
-    spans = {name: _check_entry(file, name, entry) for name, entry in entries.items()}
-    _check_cover(file, [span for _, span in spans.values()], size - _LENGTH_BYTES - length)
+    data = _LENGTH_BYTES + length
+    spans = {name: _check_entry(file, data, name, entry) for name, entry in entries.items()}
+    _check_cover(file, [span for _, span in spans.values()], size - data)
     return {name: info for name, (info, _) in spans.items()}
 
 
-def _check_entry(file: Path, name: str, entry: object) -> tuple[TensorInfo, tuple[int, int]]:
-    """Check one header entry by itself; return it with its span of bytes."""
+def _check_entry(
+    file: Path, data: int, name: str, entry: object
+) -> tuple[TensorInfo, tuple[int, int]]:
+    """Check one header entry by itself; return it with its span of the data, which begins there."""
     where = f"The header entry {shown(name)} of {file}"
     if not isinstance(entry, dict):
         raise broken(f"{where} must be an object", got=shown(entry), wanted="{...}", cure=_CURE)
@@ -125,7 +130,8 @@ def _check_entry(file: Path, name: str, entry: object) -> tuple[TensorInfo, tupl
             wanted=f"{wanted} bytes",
             cure=_CURE,
         )
-    return TensorInfo(shape=tuple(shape), dtype=dtype, file=file), (begin, end)
+    info = TensorInfo(shape=tuple(shape), dtype=dtype, file=file, begin=data + begin)
+    return info, (begin, end)
 
 
 def _are_counts(value: object) -> TypeGuard[list[int]]:

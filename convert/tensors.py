@@ -17,7 +17,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from convert.errors import CheckpointError, broken, shown
+from convert.errors import broken, shown
 from convert.header import DTYPES, read_header
 
 # What a mount that cannot sync a folder answers (FUSE, some network drives).
@@ -156,22 +156,9 @@ def read_safetensors(file: Path) -> dict[str, np.ndarray]:
         with safetensors.safe_open(file, framework="numpy") as handle:
             return {name: handle.get_tensor(name) for name in names}
     except safetensors.SafetensorError as error:
-        raise unreadable(file, error) from error
-
-
-def unreadable(file: Path, error: Exception) -> CheckpointError:
-    """Turn what the safetensors library says of a file into this package's error.
-
-    Args:
-      file: The file it would not read.
-      error: The library's own error.
-
-    Returns:
-      The exception, not yet raised.
-    """
-    return broken(
-        f"{file} must be a safetensors file",
-        got=shown(str(error)),
-        wanted="one that the safetensors library reads",
-        cure="The file is damaged: delete it and download or save it again.",
-    )
+        raise broken(
+            f"{file} must be a safetensors file",
+            got=shown(str(error)),
+            wanted="one that the safetensors library reads",
+            cure="The file is damaged: delete it and download or save it again.",
+        ) from error

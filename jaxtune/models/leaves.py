@@ -1,7 +1,6 @@
 """A leaf of the model and the tensors of the files that fill it: dense, 4 bits, or both."""
 
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,20 +10,13 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding
 
-from convert import (
-    Checkpoint,
-    QuantizedInfo,
-    QuantizedTensor,
-    dequantize,
-    file_name,
-    part_names,
-    read_quantized,
-)
+from convert import Checkpoint, QuantizedInfo, file_name, part_names
 from jaxtune.errors import IncompatibleCheckpointError
 from jaxtune.layers.frozen_product import Bank
 from jaxtune.models.naming import Path, is_stacked, tensor_names
-from jaxtune.models.quantized import empty_stack, from_file, is_finite, put_layer
+from jaxtune.models.quantized import empty_stack, is_finite, put_layer
 from jaxtune.models.read_ahead import Job, ReadAhead
+from jaxtune.models.upload import Uploads, bytes_of, pieces
 from pallas_kernels import NF4, quantize_nf4
 
 Advance = Callable[[int], object]
@@ -106,13 +98,25 @@ class Leaf:
         dense = [name for (_, name), quantize in pairs if not quantize]
         return dense, [name for (_, name), quantize in pairs if quantize]
 
-    def jobs(self) -> list[Job]:
-        """What to read into host memory, in the order in which `fill` takes it."""
+    def jobs(self, uploads: Uploads) -> list[Job]:
+        """What to bring to the device, in the order in which `fill` takes it."""
         dense, small = self._order
-        reads = [(self._host, name) for name in dense] + [(self._parts, name) for name in small]
+        return [job for name in dense for job in self._jobs(uploads, name, keeps_4bit=False)] + [
+            job for name in small for job in self._jobs(uploads, name, keeps_4bit=True)
+        ]
+
+    def _jobs(self, uploads: Uploads, name: str, *, keeps_4bit: bool) -> list[Job]:
+        if name in self.infos:
+            info = self.infos[name]
+            read = uploads.four_bits if keeps_4bit else uploads.dequantized
+            return [Job(nbytes=info.nbytes, read=functools.partial(read, info))]
+        info = self.checkpoint.info(name)
         return [
-            Job(nbytes=self._bytes(name), read=functools.partial(read, name))
-            for read, name in reads
+            Job(
+                nbytes=bytes_of(info) * (stop - start) // max(info.shape[0], 1),
+                read=functools.partial(uploads.rows, name, start, stop),
+            )
+            for start, stop in pieces(info)
         ]
 
     def fill(self, source: ReadAhead, place: NamedSharding | None, advance: Advance) -> Any:
@@ -130,11 +134,11 @@ class Leaf:
         if not small:
             return self._fill_dense(dense, source, place, advance)
         if not dense:
-            return self._fill_4bit(small, source, place, advance)
+            return self._fill_4bit(small, source, advance)
         slots = tuple(self.quantize[:i].count(kind) for i, kind in enumerate(self.quantize))
         return Bank(
             dense=self._fill_dense(dense, source, place, advance),
-            quantized=self._fill_4bit(small, source, place, advance),
+            quantized=self._fill_4bit(small, source, advance),
             kinds=tuple(self.quantize),
             slots=slots,
         )
@@ -142,32 +146,33 @@ class Leaf:
     def _fill_dense(
         self, names: list[str], source: ReadAhead, place: NamedSharding | None, advance: Advance
     ) -> jax.Array:
-        dtype = self.value.dtype
+        shape, dtype = self.value.shape, self.value.dtype
         if not is_stacked(self.path):
-            whole = jax.device_put(source.take(), place).astype(dtype)
-            # The host's copy may go only when the device has its own.
-            whole.block_until_ready()
-            advance(self._bytes(names[0]))
-            return whole
-        stack = jnp.zeros((len(names), *self.value.shape[1:]), dtype, device=place)
+            whole, row = jnp.zeros(shape, dtype, device=place), 0
+            for piece in self._pieces(names[0], source, advance):
+                whole = _put_rows(whole, piece, np.int32(row))
+                row += piece.shape[0]
+            return whole.block_until_ready()
+        stack = jnp.zeros((len(names), *shape[1:]), dtype, device=place)
         for slot, name in enumerate(names):
-            stack = _put_dense(stack, jax.device_put(source.take(), place), np.int32(slot))
+            stack = _put_dense(stack, self._pieces(name, source, advance), np.int32(slot))
             stack.block_until_ready()
-            advance(self._bytes(name))
         return stack
 
-    def _fill_4bit(
-        self, names: list[str], source: ReadAhead, place: NamedSharding | None, advance: Advance
-    ) -> NF4:
+    def _fill_4bit(self, names: list[str], source: ReadAhead, advance: Advance) -> NF4:
         stack: NF4 | None = None
         for slot, name in enumerate(names):
-            one = self._one_4bit(source.take(), place)
+            if name in self.infos:
+                one = source.take()
+                advance(self._bytes(name))
+            else:
+                # As in transformers, the weight takes the model's dtype before it is quantised.
+                one = _quantized(self._pieces(name, source, advance), self.value.dtype)
             if stack is None:
                 stack = empty_stack(one, len(names))
             _check_alike(name, stack, one, names[0])
             stack = put_layer(stack, one, np.int32(slot))
             jax.block_until_ready(stack)
-            advance(self._bytes(name))
         if stack is None:
             raise ValueError("a 4-bit stack needs a tensor at least; got none")
         for name, finite in zip(names, is_finite(stack), strict=True):
@@ -178,43 +183,39 @@ class Leaf:
                 )
         return stack
 
-    def _one_4bit(self, read: Any, place: NamedSharding | None) -> NF4:
-        if isinstance(read, QuantizedTensor):
-            return from_file(read, place)
-        # As in transformers, the weight takes the model's dtype before it is quantised.
-        return _quantized(jax.device_put(read, place), self.value.dtype)
-
-    def _parts(self, name: str) -> Any:
-        """What a 4-bit weight is made of: its parts in the files, or the dense tensor."""
-        info = self.infos.get(name)
-        if info is None:
-            return self.checkpoint.read(name)
-        return read_quantized(self.checkpoint, info)
-
-    def _host(self, name: str) -> np.ndarray:
-        """A tensor as a dense array in host memory."""
-        info = self.infos.get(name)
-        if info is None:
-            return self.checkpoint.read(name)
-        # To the dtype that bitsandbytes gives, which may be narrower than the model's.
-        return dequantize(read_quantized(self.checkpoint, info), info.dtype)
+    def _pieces(self, name: str, source: ReadAhead, advance: Advance) -> list[jax.Array]:
+        """A dense tensor on the device, as ranges of its rows."""
+        if name in self.infos:
+            advance(self._bytes(name))
+            return [source.take()]
+        found = []
+        for _ in pieces(self.checkpoint.info(name)):
+            found.append(source.take())
+            advance(found[-1].nbytes)
+        return found
 
     def _bytes(self, name: str) -> int:
         if name in self.infos:
             return self.infos[name].nbytes
-        info = self.checkpoint.info(name)
-        return math.prod(info.shape) * info.dtype.itemsize
+        return bytes_of(self.checkpoint.info(name))
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _quantized(weight: jax.Array, dtype: np.dtype) -> NF4:
-    return quantize_nf4(weight.astype(dtype))
+def _quantized(parts: list[jax.Array], dtype: np.dtype) -> NF4:
+    return quantize_nf4(jnp.concatenate(parts).astype(dtype))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _put_dense(stack: jax.Array, value: jax.Array, slot: jax.Array) -> jax.Array:
+def _put_dense(stack: jax.Array, parts: list[jax.Array], slot: jax.Array) -> jax.Array:
     """Write one layer's tensor into its stack, in the stack's memory."""
-    return lax.dynamic_update_index_in_dim(stack, value.astype(stack.dtype), slot, 0)
+    value = jnp.concatenate(parts).astype(stack.dtype)
+    return lax.dynamic_update_index_in_dim(stack, value, slot, 0)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put_rows(whole: jax.Array, rows: jax.Array, start: jax.Array) -> jax.Array:
+    """Write some rows of a tensor, in the tensor's memory."""
+    return lax.dynamic_update_slice_in_dim(whole, rows.astype(whole.dtype), start, 0)
 
 
 def _check_alike(name: str, stack: NF4, one: NF4, first: str) -> None:

@@ -1,4 +1,4 @@
-"""From a folder to a model: weights streamed into the stacks, one tensor in host memory."""
+"""From a folder to a model: weights streamed into the stacks, a few pieces in host memory."""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from jaxtune.models.naming import Path as LeafPath
 from jaxtune.models.naming import is_stacked
 from jaxtune.models.placement import replicated
 from jaxtune.models.read_ahead import ReadAhead
+from jaxtune.models.upload import Uploads
 
 ModelT = TypeVar("ModelT", bound=CausalLM)
 
@@ -34,10 +35,10 @@ def load_model(
     mesh: Mesh | None = None,
     progress: bool = True,
 ) -> ModelT:
-    """Build a model and stream its weights in, one tensor at a time; every leaf is frozen.
+    """Build a model and stream its weights in, piece by piece; every leaf is frozen.
 
-    Host memory: one tensor, the next one if it is small, and the pages of the mapped files that
-    the system lends.
+    Host memory: a buffer for each of a few threads; and the parts of some 4-bit weights, 256 MiB
+    together, where the files hold such.
 
     Args:
       folder: Holds the safetensors files.
@@ -72,10 +73,12 @@ def load_model(
             unit_scale=True,
             disable=not progress,
         )
-        jobs = [job for leaf in wanted for job in leaf.jobs()]
+        place = replicated(mesh)
+        uploads = Uploads(checkpoint, place)
+        jobs = [job for leaf in wanted for job in leaf.jobs(uploads)]
         with bar, ReadAhead(jobs) as source:
             for leaf in wanted:
-                _set_leaf(model, leaf.path, leaf.fill(source, replicated(mesh), bar.update))
+                _set_leaf(model, leaf.path, leaf.fill(source, place, bar.update))
     return model
 
 

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,20 +61,43 @@ def test_opening_and_info_read_no_tensor(two_shards, monkeypatch):
     def fail(*_, **__):
         raise AssertionError("a tensor was read")
 
-    monkeypatch.setattr("safetensors.safe_open", fail)
+    monkeypatch.setattr("os.preadv", fail)
     with open_checkpoint(two_shards) as checkpoint:
         assert checkpoint.info("y").file == two_shards / "b.safetensors"
 
 
-def test_each_shard_is_mapped_once_and_only_when_read(two_shards, monkeypatch):
-    opened, real = [], safetensors.safe_open
-    monkeypatch.setattr(
-        "safetensors.safe_open", lambda file, **kw: opened.append(file) or real(file, **kw)
-    )
+def test_each_shard_is_opened_once_and_only_when_read(two_shards):
     with open_checkpoint(two_shards) as checkpoint:
+        headers_only = open_files(two_shards)
         checkpoint.read("y")
         checkpoint.read("y")
-    assert opened == [two_shards / "b.safetensors"]
+        assert open_files(two_shards) == [two_shards / "b.safetensors"]
+    assert headers_only == open_files(two_shards) == []
+
+
+def open_files(folder):
+    """Files of a folder that this process has open."""
+    links = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    return [path for path in links if path.parent == folder]
+
+
+@pytest.mark.parametrize("rows", [(0, 7), (0, 3), (3, 6), (6, 7), (2, 2)])
+def test_rows_are_read_into_the_callers_memory(tmp_path, rows):
+    table = np.random.default_rng(0).normal(size=(7, 5, 3)).astype(np.float16)
+    save_shards(tmp_path, {"a.safetensors": {"x": ONES, "table": table}})
+    buffer = np.empty(table.nbytes, np.uint8)
+    with open_checkpoint(tmp_path) as checkpoint:
+        read = checkpoint.read_rows("table", *rows, buffer)
+    np.testing.assert_array_equal(read, table[slice(*rows)])
+    assert read.size == 0 or np.shares_memory(read, buffer)
+
+
+def test_a_file_that_lost_its_end_since_is_refused(two_shards):
+    with open_checkpoint(two_shards) as checkpoint:
+        with (two_shards / "b.safetensors").open("r+b") as stream:
+            stream.truncate(checkpoint.info("y").begin + 5)
+        with pytest.raises(CheckpointError, match=r"must stay as it was.* 11 bytes more"):
+            checkpoint.read("y")
 
 
 def test_single_file_is_preferred_as_transformers_does(two_shards):

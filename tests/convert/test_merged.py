@@ -320,7 +320,7 @@ def test_a_full_disk_is_seen_before_a_weight_is_read(pair, monkeypatch):
     def fail(*_, **__):
         raise AssertionError("a tensor was read")
 
-    monkeypatch.setattr("safetensors.safe_open", fail)
+    monkeypatch.setattr("os.preadv", fail)
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
     refusal(pair, "must have room")
 

@@ -1,4 +1,4 @@
-"""Loading holds a tensor or two in host memory, not the checkpoint."""
+"""Loading holds some pieces of tensors in host memory, not the checkpoint."""
 
 import json
 import subprocess
@@ -19,6 +19,7 @@ PROGRAM = """
 import sys, threading, time
 from pathlib import Path
 import jax
+from jaxtune.models import read_ahead, upload
 from jaxtune.language_model import with_verbs
 from jaxtune.models.configuration import read_hf_config
 from jaxtune.models.loading import load_model
@@ -28,6 +29,9 @@ def anonymous():
     (line,) = [x for x in open("/proc/self/status") if x.startswith("RssAnon")]
     return int(line.split()[1]) * 1024
 
+# An eighth of what they are, as the model is small.
+read_ahead.AHEAD_BYTES //= 8
+upload.PIECE_BYTES //= 8
 folder = Path(sys.argv[1])
 hf = read_hf_config(folder)
 family = with_verbs(find_family(hf["model_type"]))
@@ -43,11 +47,12 @@ thread.start()
 model = load_model(folder, family, config, dtype="float32", progress=False)
 over.set()
 thread.join()
-print(max(samples) - before, anonymous() - before, len(samples))
+pieces = read_ahead.AHEAD_BYTES + read_ahead.THREADS * upload.PIECE_BYTES
+print(max(samples) - before, anonymous() - before, len(samples), pieces)
 """
 
 
-def test_the_peak_is_the_model_and_a_tensor_or_two(tmp_path: Path) -> None:
+def test_the_peak_is_the_model_a_tensor_and_the_pieces_ahead(tmp_path: Path) -> None:
     """On a CPU the model itself is in host memory: the peak beyond it is what loading costs."""
     width, inner, half = WIDE["hidden_size"], WIDE["intermediate_size"], 8
     shapes = {"model.embed_tokens.weight": (WIDE["vocab_size"], width)}
@@ -73,10 +78,10 @@ def test_the_peak_is_the_model_and_a_tensor_or_two(tmp_path: Path) -> None:
     sizes = [tensor.nbytes for tensor in tensors.values()]
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "model")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    peak, held, samples = map(int, done.stdout.split())
+    peak, held, samples, pieces = map(int, done.stdout.split())
     assert samples > 20
     assert held > 0.95 * sum(sizes), json.dumps([held, sum(sizes)])
-    # The largest tensor as it was read, once more while a dtype or a device copy is made, and the
-    # next one, which is small enough to be read meanwhile.
-    assert peak - sum(sizes) < 3 * max(sizes) + 40e6
-    assert 3 * max(sizes) + 40e6 < 0.5 * sum(sizes)
+    # The largest tensor's pieces while they are put together, those ahead, and the buffers.
+    limit = max(sizes) + pieces + 40e6
+    assert peak - sum(sizes) < limit
+    assert limit < 0.5 * sum(sizes)

@@ -1,0 +1,76 @@
+"""Tensors of a checkpoint on their way to the device: in pieces, through memory that is reused."""
+
+import math
+import mmap
+import threading
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from convert import Checkpoint, QuantizedInfo, TensorInfo, dequantize, read_quantized
+from jaxtune.models.quantized import from_file
+from pallas_kernels import NF4
+from pallas_kernels.dispatch import current_device
+
+PIECE_BYTES = 16 * 2**20
+
+
+class Uploads:
+    """Reads of one checkpoint that end on the device; several threads may ask for one at a time.
+
+    Fresh host memory costs a page fault for each 4 KiB, more than the read itself from a cached
+    file. So a dense tensor goes through one buffer a thread, a piece at a time.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, place: NamedSharding | None) -> None:
+        """Take an open checkpoint; arrays go to `place`, or to JAX's default device."""
+        self._checkpoint, self._place = checkpoint, place
+        self._local = threading.local()
+        platform = current_device().platform if place is None else _platform(place)
+        self._borrows = platform == "cpu"
+
+    def rows(self, name: str, start: int, stop: int) -> jax.Array:
+        """Rows of a dense tensor, [stop - start, ...] in the file's dtype, on the device."""
+        info = self._checkpoint.info(name)
+        needed = bytes_of(info) // max(info.shape[0], 1) * (stop - start)
+        # On a CPU JAX would go on using the memory that it is given, whatever `may_alias` says.
+        buffer = np.empty(needed, np.uint8) if self._borrows else self._buffer(needed)
+        rows = self._checkpoint.read_rows(name, start, stop, buffer)
+        # The buffer is written again: the device's copy must have been made.
+        return jax.device_put(rows, self._place).block_until_ready()
+
+    def four_bits(self, info: QuantizedInfo) -> NF4:
+        """A 4-bit weight as a stack of one on the device."""
+        return jax.block_until_ready(from_file(read_quantized(self._checkpoint, info), self._place))
+
+    def dequantized(self, info: QuantizedInfo) -> jax.Array:
+        """The dense values of a 4-bit weight, of the dtype that bitsandbytes gives."""
+        values = dequantize(read_quantized(self._checkpoint, info), info.dtype)
+        return jax.device_put(values, self._place).block_until_ready()
+
+    def _buffer(self, nbytes: int) -> np.ndarray:
+        held: np.ndarray | None = getattr(self._local, "buffer", None)
+        if held is None or held.nbytes < nbytes:
+            # Whole pages, as the device's driver likes them.
+            pages = mmap.mmap(-1, max(nbytes, PIECE_BYTES, 1))
+            held = self._local.buffer = np.frombuffer(pages, np.uint8)
+        return held
+
+
+def pieces(info: TensorInfo) -> Iterator[tuple[int, int]]:
+    """Split a tensor into even ranges of rows, of `PIECE_BYTES` at most or of one row."""
+    rows = max(info.shape[0], 1)
+    most = max(PIECE_BYTES * rows // max(bytes_of(info), 1), 1)
+    step = -(-rows // -(-rows // most))
+    return ((start, min(start + step, info.shape[0])) for start in range(0, rows, step))
+
+
+def _platform(place: NamedSharding) -> str:
+    return next(iter(place.device_set)).platform
+
+
+def bytes_of(info: TensorInfo) -> int:
+    """Bytes of a tensor in its file."""
+    return math.prod(info.shape) * info.dtype.itemsize
