@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
-THREADS = 4  # one alone neither fills the bus nor keeps a fast disk busy
+THREADS = 8  # one alone neither fills the bus nor keeps a fast disk busy
 AHEAD_BYTES = 128 * 2**20  # a result larger than that waits until it is the only one
 
 

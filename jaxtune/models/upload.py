@@ -36,7 +36,7 @@ class Uploads:
         info = self._checkpoint.info(name)
         needed = bytes_of(info) // max(info.shape[0], 1) * (stop - start)
         # On a CPU JAX would go on using the memory that it is given, whatever `may_alias` says.
-        buffer = np.empty(needed, np.uint8) if self._borrows else self._buffer(needed)
+        buffer = _pages(needed) if self._borrows else self._buffer(needed)
         rows = self._checkpoint.read_rows(name, start, stop, buffer)
         # The buffer is written again: the device's copy must have been made.
         return jax.device_put(rows, self._place).block_until_ready()
@@ -53,10 +53,13 @@ class Uploads:
     def _buffer(self, nbytes: int) -> np.ndarray:
         held: np.ndarray | None = getattr(self._local, "buffer", None)
         if held is None or held.nbytes < nbytes:
-            # Whole pages, as the device's driver likes them.
-            pages = mmap.mmap(-1, max(nbytes, PIECE_BYTES, 1))
-            held = self._local.buffer = np.frombuffer(pages, np.uint8)
+            held = self._local.buffer = _pages(max(nbytes, PIECE_BYTES))
         return held
+
+
+def _pages(nbytes: int) -> np.ndarray:
+    """Memory that goes back to the system at once, which a thread's heap would keep."""
+    return np.frombuffer(mmap.mmap(-1, max(nbytes, 1)), np.uint8)
 
 
 def pieces(info: TensorInfo) -> Iterator[tuple[int, int]]:

@@ -13,7 +13,7 @@ from pallas_kernels.nf4.quantize_triton import reciprocal
 from pallas_kernels.nf4.quantize_xla import SMALLEST
 from pallas_kernels.pallas_triton import backends, plt, whole
 
-BLOCKS = 4  # nested blocks a program
+BLOCKS = 1  # nested blocks a program: there are few, and each is a chain of look-ups
 WARPS = 4
 
 

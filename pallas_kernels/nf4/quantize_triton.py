@@ -9,12 +9,14 @@ from jaxtyping import Array, Float, UInt8
 
 from pallas_kernels.dispatch import Problem
 from pallas_kernels.nf4.quantize_xla import SMALLEST
-from pallas_kernels.nf4.tables import CELLS, cells
+from pallas_kernels.nf4.tables import CELLS, PADDED_CELLS, cells
 from pallas_kernels.nf4.triton import refuse
 from pallas_kernels.pallas_triton import backends, plt, whole
 
 CODES = 1024  # bytes of codes that a program writes: two tiles of 1,024 weights
-WARPS = 4
+WARPS = 2
+MAGNITUDE = 2**31 - 1  # the bits of a float32 without its sign
+INFINITY = 0x7F800000
 
 
 def forward(
@@ -58,13 +60,14 @@ def _kernel(
     for first, shift in ((0, 4), (half, 0)):
         x = plt.load(weight_ref.at[first + place], mask=inside, other=0.0 if ragged else None)
         x = x.astype(jnp.float32).reshape(blocks, block)
-        # A maximum may drop a NaN; an infinity it keeps.
-        absmax = jnp.max(jnp.where(x == x, jnp.abs(x), jnp.inf), axis=1)
+        # As integers magnitudes have their order, and NaNs, which a maximum may drop, are the last.
+        bits = jnp.max(jax.lax.bitcast_convert_type(x, jnp.int32) & MAGNITUDE, axis=1)
+        absmax = jax.lax.bitcast_convert_type(jnp.minimum(bits, INFINITY), jnp.float32)
         scaled = x * reciprocal(jnp.maximum(absmax, SMALLEST), interpret)[:, None]
         scaled = scaled.reshape(CODES)
-        # A middle is far from a cell's edge, so the cell's own rounding does not matter.
-        cell = (scaled * (CELLS / 2) + CELLS / 2).astype(jnp.int32)
-        cell = jnp.clip(cell, 0, CELLS - 1)
+        # A middle is far from a cell's edge, so the cell's own rounding does not matter; the mask
+        # keeps the places of NaNs within the tables.
+        cell = (scaled * (CELLS / 2) + CELLS / 2).astype(jnp.int32) & (PADDED_CELLS - 1)
         above = scaled > plt.load(middles_ref.at[cell])
         packed |= (plt.load(lowest_ref.at[cell]) + above.astype(jnp.int32)) << shift
         index = start // block + jnp.arange(blocks)

@@ -1,6 +1,7 @@
 """4-bit weights on a CUDA device: the kernels' bits, the joined product, the gradient, memory."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -56,15 +57,17 @@ def test_the_joined_product_is_the_two_products() -> None:
     x, b = normal((2, 128, 512), "bfloat16", 1), normal((1024, 16), "bfloat16", 2)
     p, dy = normal((2, 128, 16), "bfloat16", 3), normal((2, 128, 1024), "bfloat16", 4)
 
-    def joined(x: jax.Array, p: jax.Array, b: jax.Array) -> jax.Array:
+    @jax.jit
+    def joined(layer: jax.Array, x: jax.Array, p: jax.Array, b: jax.Array) -> jax.Array:
         wide = jnp.concatenate([x, jnp.zeros_like(p), p], axis=-1)
-        return joined_product("auto", 16, wide, x, p, b, stack, jnp.int32(1))
+        return joined_product("auto", 16, wide, x, p, b, stack, layer)
 
-    def apart(x: jax.Array, p: jax.Array, b: jax.Array) -> jax.Array:
-        return frozen_product("xla", x, stack, jnp.int32(1)) + p @ b.T
+    @jax.jit
+    def apart(layer: jax.Array, x: jax.Array, p: jax.Array, b: jax.Array) -> jax.Array:
+        return frozen_product("xla", x, stack, layer) + p @ b.T
 
-    ours, pull = jax.vjp(jax.jit(joined), x, p, b)
-    theirs, pull_theirs = jax.vjp(jax.jit(apart), x, p, b)
+    ours, pull = jax.vjp(partial(joined, jnp.int32(1)), x, p, b)
+    theirs, pull_theirs = jax.vjp(partial(apart, jnp.int32(1)), x, p, b)
     limit = tolerance("bfloat16", "attention_gradient")
     for actual, expected in zip((ours, *pull(dy)), (theirs, *pull_theirs(dy)), strict=True):
         assert relative_error(actual.astype(jnp.float32), expected.astype(jnp.float32)) <= limit
