@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxtune.bench.age import process_age
-from jaxtune.bench.memory import Memory, allocated, nvidia_smi_bytes, planned
+from jaxtune.bench.memory import Memory, allocated, nbytes, nvidia_smi_bytes, planned
 from jaxtune.bench.setup import Setup
 
 WARM_UP = 3
@@ -113,6 +113,9 @@ def measure(setup: Setup, steps: int) -> tuple[Measured, Callable[[], object], s
         donatable=len(consumed),
         loss=float(np.asarray(metrics["loss"])),
         memory=Memory(
+            frozen=nbytes(setup.frozen),
+            adapter=nbytes(setup.trainable),
+            optimizer=nbytes(setup.opt_state),
             compiler=planned(compiled),
             allocator_before=before,
             allocator=allocated(device, "peak_bytes_in_use"),

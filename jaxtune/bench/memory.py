@@ -37,9 +37,12 @@ class Compiler:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
-    """The three witnesses, bytes; None where one is absent.
+    """What is held for good, and the three witnesses; bytes, None where a witness is absent.
 
     Attributes:
+      frozen: Of the frozen weights: 4-bit stacks, embedding, head and norms.
+      adapter: Of what is trained.
+      optimizer: Of the optimizer's state.
       compiler: Its plan.
       allocator_before: JAX's allocator's peak before the first step, while weights were drawn.
       allocator: Its peak after the last step; the steps' own only where it is over the former.
@@ -48,11 +51,19 @@ class Memory:
         allocator ever took, which is a whole pool where JAX takes it in advance.
     """
 
+    frozen: int
+    adapter: int
+    optimizer: int
     compiler: Compiler | None
     allocator_before: int | None
     allocator: int | None
     in_use: int | None
     nvidia_smi: int | None
+
+
+def nbytes(tree: Any) -> int:
+    """Bytes of the arrays of a tree."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
 def planned(compiled: Any) -> Compiler | None:

@@ -92,6 +92,11 @@ def _memory(record: Json) -> list[tuple[str, str]]:
         if plan["host_temporaries"]:
             text += f"; in host memory {_bytes(plan['host_temporaries'])}"
     return [
+        (
+            "held",
+            f"frozen weights {_bytes(memory['frozen'])}, adapter {_bytes(memory['adapter'])}, "
+            f"optimizer {_bytes(memory['optimizer'])}",
+        ),
         ("peak, by the compiler", text),
         ("peak, by the allocator", _allocator(memory)),
         ("in use, by nvidia-smi", _bytes(memory["nvidia_smi"])),

@@ -57,7 +57,11 @@ def test_the_numbers_belong_together(measured):
     reached = 1e3 * work["flops"] / step["median_ms"]
     rate = record["rates"]["matmul_flops_per_second"]
     assert record["utilisation"]["of_measured_matmul"] == pytest.approx(reached / rate)
-    plan = record["memory_bytes"]["compiler"]
+    held = record["memory_bytes"]
+    assert held["optimizer"] > 2 * held["adapter"] > 0  # two moments, and a count
+    plan = held["compiler"]
+    parts = held["frozen"] + held["adapter"] + held["optimizer"]
+    assert 0 < plan["arguments"] - parts < 10_000  # the batch
     held = plan["arguments"] + plan["temporaries"] + plan["outputs"] - plan["aliased"]
     assert plan["peak"] == held > plan["arguments"] > 0
     assert work["linears"] == 4 * 2 * 32 * (2 * 8 * (4 + 2) + 3 * 44) * 128
