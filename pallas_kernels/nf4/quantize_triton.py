@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, UInt8
 
 from pallas_kernels.dispatch import Problem
 from pallas_kernels.nf4.quantize_xla import SMALLEST
-from pallas_kernels.nf4.tables import CELLS, PADDED_CELLS, cells
+from pallas_kernels.nf4.tables import CELLS, cells
 from pallas_kernels.nf4.triton import refuse
 from pallas_kernels.pallas_triton import backends, plt, whole
 
@@ -65,9 +65,8 @@ def _kernel(
         absmax = jax.lax.bitcast_convert_type(jnp.minimum(bits, INFINITY), jnp.float32)
         scaled = x * reciprocal(jnp.maximum(absmax, SMALLEST), interpret)[:, None]
         scaled = scaled.reshape(CODES)
-        # A middle is far from a cell's edge, so the cell's own rounding does not matter; the mask
-        # keeps the places of NaNs within the tables.
-        cell = (scaled * (CELLS / 2) + CELLS / 2).astype(jnp.int32) & (PADDED_CELLS - 1)
+        # A middle is far from a cell's edge, so the cell's own rounding does not matter.
+        cell = truncated(scaled * (CELLS / 2) + CELLS / 2, interpret)
         above = scaled > plt.load(middles_ref.at[cell])
         packed |= (plt.load(lowest_ref.at[cell]) + above.astype(jnp.int32)) << shift
         index = start // block + jnp.arange(blocks)
@@ -88,6 +87,20 @@ def reciprocal(x: Array, interpret: bool) -> Array:
         result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, jnp.float32)],
     )
     return inverse
+
+
+def truncated(x: Array, interpret: bool) -> Array:
+    """The integer part of x in [0, 2^31), 0 for NaN; Pallas' own cast compares twice first."""
+    if interpret:
+        return jnp.nan_to_num(x).astype(jnp.int32)
+    (whole_part,) = plt.elementwise_inline_asm(
+        "cvt.rzi.u32.f32 $0, $1;",
+        args=[x],
+        constraints="=r,f",
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, jnp.int32)],
+    )
+    return whole_part
 
 
 def _refuse_dtype(problem: Problem) -> str | None:

@@ -63,7 +63,6 @@ DYNAMIC_TABLE = dynamic_table()
 
 
 CELLS = 32  # of [-1, 1]; each holds at most one middle of neighbouring values of NF4
-PADDED_CELLS = 2 * CELLS  # a power of two beyond x = 1, the first of the next cell
 
 
 def cells() -> tuple[tuple[float, ...], tuple[int, ...]]:
@@ -72,7 +71,7 @@ def cells() -> tuple[tuple[float, ...], tuple[int, ...]]:
     The code of x is then codes[cell] + (x > middles[cell]): one comparison in place of fifteen.
     """
     width, middles = 2 / CELLS, midpoints(NF4_TABLE)
-    lefts = [-1 + width * cell for cell in range(PADDED_CELLS)]
+    lefts = [-1 + width * cell for cell in range(CELLS + 1)]  # x = 1 begins one of its own
     inside = [[m for m in middles if left <= m < left + width] for left in lefts]
     codes = tuple(sum(m < left for m in middles) for left in lefts)
     return tuple(found[0] if found else 2.0 for found in inside), codes

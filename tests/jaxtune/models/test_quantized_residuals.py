@@ -130,9 +130,10 @@ def kept_a_layer(remat: Remat, *, sandwich: bool = False) -> collections.Counter
     program = kept(remat, sandwich=sandwich)
     scans = (equation for equation in program.eqns if equation.primitive.name == "scan")
     (scan,) = (equation for equation in scans if equation.params["length"] == LAYERS)
-    body, carries = scan.params["jaxpr"].jaxpr, scan.params["num_carry"]
-    pairs = zip(scan.outvars[carries:], body.outvars[carries:], strict=True)
-    floats = [inner for outer, inner in pairs if outer in program.outvars and is_batch(inner)]
+    body = scan.params["jaxpr"].jaxpr
+    pairs = zip(scan.outvars, body.outvars, strict=True)
+    stacked = [pair for pair in pairs if pair[0].aval.shape == (LAYERS, *pair[1].aval.shape)]
+    floats = [inner for outer, inner in stacked if outer in program.outvars and is_batch(inner)]
     return collections.Counter(name_of(inner, body) for inner in floats)
 
 
