@@ -32,10 +32,10 @@ from jaxtune.adapters.counting import count_parameters
 from jaxtune.adapters.modules import Place, places
 from jaxtune.adapters.peft_form import save_adapter
 from jaxtune.errors import NotBuiltYetError
-from jaxtune.layers.frozen_product import is_stack, layer_matrix
 from jaxtune.layers.linear import Linear
 from jaxtune.layers.variables import weight_of
 from jaxtune.models.decoder import CausalLM
+from pallas_kernels.nf4 import is_stack, layer_matrix
 
 Read = Callable[[], np.ndarray]
 SHARD_BYTES = 5_000_000_000

@@ -4,6 +4,8 @@ from pallas_kernels.attention import attention as attention
 from pallas_kernels.backends import check_backend as check_backend
 from pallas_kernels.cross_entropy import linear_cross_entropy as linear_cross_entropy
 from pallas_kernels.dispatch import Unsupported as Unsupported
+from pallas_kernels.lora_linear import frozen_linear as frozen_linear
+from pallas_kernels.lora_linear import lora_linear as lora_linear
 from pallas_kernels.nf4 import NF4 as NF4
 from pallas_kernels.nf4 import dequantize_nf4 as dequantize_nf4
 from pallas_kernels.nf4 import quantize_nf4 as quantize_nf4
@@ -14,6 +16,8 @@ __all__ = [
     "attention",
     "check_backend",
     "dequantize_nf4",
+    "frozen_linear",
     "linear_cross_entropy",
+    "lora_linear",
     "quantize_nf4",
 ]

@@ -17,11 +17,13 @@ import jax.numpy as jnp
 
 from pallas_kernels.attention import bench as attention_bench
 from pallas_kernels.cross_entropy import bench as cross_entropy_bench
+from pallas_kernels.lora_linear import bench as lora_linear_bench
 from pallas_kernels.nf4 import bench as nf4_bench
 
 OPS: dict[str, ModuleType] = {
     "attention": attention_bench,
     "cross_entropy": cross_entropy_bench,
+    "lora_linear": lora_linear_bench,
     "nf4": nf4_bench,
 }
 WARM_UP = 3
@@ -150,7 +152,7 @@ def _programs(
 
     def both(arrays: tuple[Any, ...], rest: tuple[Any, ...]) -> Any:
         y, pull = jax.vjp(lambda *a: function(case, a, rest), *arrays)
-        return y, pull(jnp.ones_like(y))
+        return y, pull(jax.tree.map(jnp.ones_like, y))
 
     return {"forward": forward} | ({"forward+backward": both} if arrays else {})
 

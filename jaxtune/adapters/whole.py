@@ -9,11 +9,11 @@ from flax import nnx
 from jaxtune.adapters.inject import PREFIX
 from jaxtune.adapters.modules import Place, places
 from jaxtune.errors import NotBuiltYetError
-from jaxtune.layers.frozen_product import is_stack
 from jaxtune.layers.linear import Linear, LoraSpec
 from jaxtune.layers.variables import Frozen, TrainedCopy
 from jaxtune.models.build import master
 from jaxtune.models.decoder import CausalLM
+from pallas_kernels.nf4 import is_stack
 
 HEAD = f"{PREFIX}lm_head.weight"
 

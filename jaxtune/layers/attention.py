@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from jaxtune.config import DecoderConfig
 from jaxtune.layers.cache import KVCache
 from jaxtune.layers.context import LayerContext
-from jaxtune.layers.linear import Linear
+from jaxtune.layers.linear import Linear, project
 from jaxtune.layers.norm import RMSNorm
 from jaxtune.layers.residuals import KEY, QUERY, VALUE, named
 from jaxtune.layers.rope import apply_rope
@@ -44,9 +44,8 @@ class Attention(nnx.Module):
         self, x: Float[Array, "B T D"], context: LayerContext
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Attend; return the output and the cache with this layer's keys and values in it."""
-        q = self._heads(self.q_proj(x, context, 0))
-        k = self._heads(self.k_proj(x, context, 1))
-        v = self._heads(self.v_proj(x, context, 2))
+        projected = project((self.q_proj, self.k_proj, self.v_proj), x, context, 0)
+        q, k, v = (self._heads(y) for y in projected)
         if self.config.norm.qk_norm:
             # What the norms read is kept; the rotations of what they give are cheap.
             q, k = named(q, QUERY), named(k, KEY)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxtune.layers.context import LayerContext
-from jaxtune.layers.frozen_product import frozen_product, is_stack
-from jaxtune.layers.residuals import LORA_INPUT, named
-from jaxtune.layers.variables import weight_of
+from jaxtune.layers.variables import Frozen, weight_of
+from pallas_kernels import frozen_linear, lora_linear
+from pallas_kernels.lora_linear import Adapter
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,35 +81,70 @@ class Linear(nnx.Module):
         Returns:
           [B, T, out] in x's dtype.
         """
+        return project((self,), x, context, slot)[0]
+
+    def base(self, x: Float[Array, "B T I"], context: LayerContext) -> Float[Array, "B T O"]:
+        """The product with W alone; W takes a gradient unless it is `Frozen`."""
         weight = weight_of(self, context.adapters)
-        if is_stack(weight):
-            y = frozen_product(context.kernels, x, weight, context.layer)
-        else:
-            y = x @ weight.astype(x.dtype).T
-        y = self.with_bias(y)
-        if self.lora is None or not context.adapters:
-            return y
-        inner = self.lora_input(self.lora, x, context, slot)
-        with jax.named_scope("lora"):
-            return y + inner @ self.lora_B[...].astype(x.dtype).T
+        copied = context.adapters and getattr(self, "trained_weight", None) is not None
+        if copied or not isinstance(self.weight, Frozen):
+            return x @ weight.astype(x.dtype).T
+        return frozen_linear(x, weight, layer=context.layer, backend=context.kernels)
+
+    def adapter(self, lora: LoraSpec, context: LayerContext) -> Adapter:
+        """A, B and this layer's scale."""
+        scale = jnp.asarray(lora.scales, jnp.float32)[context.layer]
+        return Adapter(self.lora_A[...], self.lora_B[...], scale)
 
     def with_bias(self, y: Float[Array, "B T O"]) -> Float[Array, "B T O"]:
         """Add the bias, where there is one."""
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
-    @jax.named_scope("lora")  # profiles tell its products from the base's by this name
-    def lora_input(
-        self, lora: LoraSpec, x: Float[Array, "B T I"], context: LayerContext, slot: int
-    ) -> Float[Array, "B T R"]:
-        """What B multiplies in the LoRA branch, s drop(x) A^T."""
-        a = self.lora_A[...].astype(x.dtype)
-        if lora.dropout > 0 and context.dropout_key is not None:
-            keep = 1 - lora.dropout
-            key = jax.random.fold_in(context.dropout_key, slot)
-            mask = jax.random.bernoulli(key, keep, x.shape)
-            x = jnp.where(mask, x / keep, 0).astype(x.dtype)
-        scale = jnp.asarray(lora.scales, jnp.float32)[context.layer]
-        return named((x @ a.T) * scale.astype(x.dtype), LORA_INPUT)
+
+def project(
+    linears: Sequence[Linear], x: Float[Array, "B T I"], context: LayerContext, first_slot: int
+) -> list[Float[Array, "B T O"]]:
+    """Apply projections to one input, which their LoRA branches read together where they can.
+
+    Without dropout, that is: each projection has a mask of its own.
+
+    Args:
+      linears: Of the same input width. The base of an adapted one is frozen.
+      x: Their input, [B, T, I].
+      context: Of the layer.
+      first_slot: Number of the first projection in its block; the others follow.
+
+    Returns:
+      Their outputs.
+    """
+    adapted = [(m, m.lora) for m in linears if m.lora is not None and context.adapters]
+    dropping = context.dropout_key is not None and any(lora.dropout > 0 for _, lora in adapted)
+    if len(linears) > 1 and (dropping or len(adapted) < len(linears)):
+        slots = range(first_slot, first_slot + len(linears))
+        return [linear(x, context, slot) for linear, slot in zip(linears, slots, strict=True)]
+    if not adapted:
+        return [linear.with_bias(linear.base(x, context)) for linear in linears]
+    outputs = lora_linear(
+        x,
+        [weight_of(linear, context.adapters) for linear in linears],
+        [linear.adapter(lora, context) for linear, lora in adapted],
+        layer=context.layer,
+        dropped=_dropped(adapted[0][1], x, context, first_slot) if dropping else None,
+        backend=context.kernels,
+    )
+    return [linear.with_bias(y) for linear, y in zip(linears, outputs, strict=True)]
+
+
+def _dropped(
+    lora: LoraSpec, x: Float[Array, "B T I"], context: LayerContext, slot: int
+) -> Float[Array, "B T I"] | None:
+    """What A multiplies under dropout: inputs that are kept grow by as much as others are lost."""
+    if context.dropout_key is None:
+        return None
+    keep = 1 - lora.dropout
+    key = jax.random.fold_in(context.dropout_key, slot)
+    mask = jax.random.bernoulli(key, keep, x.shape)
+    return jnp.where(mask, x / keep, 0).astype(x.dtype)
 
 
 def kaiming_uniform_bound(in_features: int) -> float:

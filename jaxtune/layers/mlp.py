@@ -9,8 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxtune.config import DecoderConfig
 from jaxtune.layers.context import LayerContext
-from jaxtune.layers.joined import project
-from jaxtune.layers.linear import Linear
+from jaxtune.layers.linear import Linear, project
 from jaxtune.layers.residuals import GATE, UP, named
 
 ACTIVATIONS = {

@@ -4,13 +4,13 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.attention import OUTPUT_NAME, STATISTICS_NAME
+from pallas_kernels.lora_linear import INNER_NAME
 
 QUERY, KEY, VALUE = "query", "key", "value"
 ATTENTION_PROJECTION = "attention_projection"  # read by a norm that follows it
 MIDDLE = "middle"  # the residual stream between attention and MLP
 GATE, UP = "gate", "up"
 MLP_PROJECTION = "mlp_projection"  # read by a norm that follows it
-LORA_INPUT = "lora_input"  # x A^T
 
 KEPT = (
     QUERY,
@@ -23,7 +23,7 @@ KEPT = (
     GATE,
     UP,
     MLP_PROJECTION,
-    LORA_INPUT,
+    INNER_NAME,
 )
 
 

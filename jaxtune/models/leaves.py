@@ -12,12 +12,12 @@ from jax.sharding import NamedSharding
 
 from convert import Checkpoint, QuantizedInfo, file_name, part_names
 from jaxtune.errors import IncompatibleCheckpointError
-from jaxtune.layers.frozen_product import Bank
 from jaxtune.models.naming import Path, is_stacked, tensor_names
 from jaxtune.models.quantized import empty_stack, is_finite, put_layer
 from jaxtune.models.read_ahead import Job, ReadAhead
 from jaxtune.models.upload import Uploads, bytes_of, pieces
 from pallas_kernels import NF4, quantize_nf4
+from pallas_kernels.nf4 import Bank
 
 Advance = Callable[[int], object]
 

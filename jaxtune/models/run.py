@@ -17,9 +17,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxtune.config import Remat as Remat
 from jaxtune.layers.cache import KVCache
-from jaxtune.layers.frozen_product import is_stack
 from jaxtune.layers.residuals import KEPT
 from pallas_kernels.attention import CUDNN
+from pallas_kernels.nf4 import is_stack
 
 LAYER_INPUT = "layer_input"
 _named = jax.checkpoint_policies.save_only_these_names(*KEPT)

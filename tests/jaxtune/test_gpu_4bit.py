@@ -1,10 +1,8 @@
 """4-bit weights on a CUDA device: the kernels' bits, the joined product, the gradient, memory."""
 
 import math
-from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from transformers import AutoConfig
@@ -13,11 +11,9 @@ from jaxtune.adapters.inject import inject_lora
 from jaxtune.adapters.modules import projections
 from jaxtune.data.batch import Batch
 from jaxtune.language_model import LanguageModel, with_verbs
-from jaxtune.layers.frozen_product import frozen_product, joined_product
 from jaxtune.layers.linear import LoraSpec
 from jaxtune.models.build import build
 from jaxtune.models.llama import LlamaForCausalLM
-from jaxtune.models.quantized import random_stack
 from jaxtune.training.step import loss, split
 from pallas_kernels import dequantize_nf4, quantize_nf4
 from pallas_kernels.nf4.reference import dequantize_nf4_ref
@@ -50,27 +46,6 @@ def test_kernels_give_the_bits_of_plain_jax(
     wide = dequantize_nf4(ours, 0, dtype, beside=beside, backend="triton")
     np.testing.assert_array_equal(np.asarray(wide[:, : matrix[1]]), expected)
     np.testing.assert_array_equal(np.asarray(wide[:, matrix[1] :]), np.asarray(beside))
-
-
-def test_the_joined_product_is_the_two_products() -> None:
-    stack = random_stack(jax.random.key(0), 3, (1024, 512), "bfloat16", 0.05)
-    x, b = normal((2, 128, 512), "bfloat16", 1), normal((1024, 16), "bfloat16", 2)
-    p, dy = normal((2, 128, 16), "bfloat16", 3), normal((2, 128, 1024), "bfloat16", 4)
-
-    @jax.jit
-    def joined(layer: jax.Array, x: jax.Array, p: jax.Array, b: jax.Array) -> jax.Array:
-        wide = jnp.concatenate([x, jnp.zeros_like(p), p], axis=-1)
-        return joined_product("auto", 16, wide, x, p, b, stack, layer)
-
-    @jax.jit
-    def apart(layer: jax.Array, x: jax.Array, p: jax.Array, b: jax.Array) -> jax.Array:
-        return frozen_product("xla", x, stack, layer) + p @ b.T
-
-    ours, pull = jax.vjp(partial(joined, jnp.int32(1)), x, p, b)
-    theirs, pull_theirs = jax.vjp(partial(apart, jnp.int32(1)), x, p, b)
-    limit = tolerance("bfloat16", "attention_gradient")
-    for actual, expected in zip((ours, *pull(dy)), (theirs, *pull_theirs(dy)), strict=True):
-        assert relative_error(actual.astype(jnp.float32), expected.astype(jnp.float32)) <= limit
 
 
 def adapted() -> LanguageModel:

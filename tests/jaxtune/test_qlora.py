@@ -18,10 +18,10 @@ from convert import cast, merge_adapter, open_checkpoint
 from jaxtune import FastLanguageModel, SFTConfig, SFTTrainer
 from jaxtune.adapters.modules import linear_places
 from jaxtune.language_model import LanguageModel
-from jaxtune.layers.frozen_product import Bank, layer_matrix
 from jaxtune.quickstart.tasks import NEW_TASK, text
 from jaxtune.quickstart.tiny_model import words
 from pallas_kernels import NF4
+from pallas_kernels.nf4 import Bank, layer_matrix
 from tests.oracles import random_rows
 from tests.packaged import packaged_model_folder
 from tests.quantized_models import LEFT_DENSE, dequantized, load, save_4bit, save_dense

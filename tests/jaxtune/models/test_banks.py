@@ -17,12 +17,12 @@ from jaxtune.adapters.peft_form import peft_names
 from jaxtune.config import Remat
 from jaxtune.data.batch import Batch
 from jaxtune.language_model import LanguageModel
-from jaxtune.layers.frozen_product import Bank
 from jaxtune.layers.linear import LoraSpec
 from jaxtune.layers.variables import Frozen
 from jaxtune.models.build import build, freeze
 from jaxtune.training.step import merge, split, token_losses
 from pallas_kernels import NF4
+from pallas_kernels.nf4 import Bank
 from tests.oracles import EMBEDDING, Oracle, oracle_gradients, oracle_logits, random_rows
 from tests.quantized_models import LEFT_DENSE, dynamic_oracle, load, projection
 from tests.tolerances import relative_error, tolerance

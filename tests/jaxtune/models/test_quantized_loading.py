@@ -14,9 +14,8 @@ from bitsandbytes.functional import quantize_4bit
 from convert import open_checkpoint, quantized_infos, read_quantized
 from jaxtune.adapters.modules import projections
 from jaxtune.language_model import LanguageModel
-from jaxtune.layers.frozen_product import layer_matrix
 from pallas_kernels import NF4
-from pallas_kernels.nf4 import from_pairs
+from pallas_kernels.nf4 import from_pairs, layer_matrix
 from pallas_kernels.nf4.reference import dequantize_nf4_ref
 from tests.oracles import random_rows
 from tests.quantized_models import dequantized, dequantized_weight, load, save_4bit, save_dense

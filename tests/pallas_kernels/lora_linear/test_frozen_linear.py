@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune.layers.frozen_product import Bank, Stack, frozen_product, is_stack, layer_matrix
-from pallas_kernels import NF4, quantize_nf4
+from pallas_kernels import NF4, frozen_linear, quantize_nf4
+from pallas_kernels.nf4 import Bank, Stack, is_stack, layer_matrix
 from pallas_kernels.nf4.reference import dequantize_nf4_ref
 from tests.tolerances import relative_error, tolerance
 
@@ -42,7 +42,7 @@ def expected_matrix(stack: Stack, layer: int) -> np.ndarray:
 
 @jax.jit
 def value_and_slope(x: jax.Array, stack: Stack, layer: jax.Array, dy: jax.Array):
-    y, back = jax.vjp(lambda x: frozen_product("auto", x, stack, layer), x)
+    y, back = jax.vjp(lambda x: frozen_linear(x, stack, layer=layer), x)
     return y, back(dy)[0]
 
 
@@ -66,6 +66,13 @@ def test_it_computes_in_the_dtype_of_its_input(kind: str) -> None:
     x = jnp.ones((1, 2, IN), jnp.bfloat16)
     y, dx = value_and_slope(x, stacks()[kind], jnp.int32(1), jnp.ones((1, 2, OUT), jnp.bfloat16))
     assert (y.dtype, dx.dtype) == (jnp.bfloat16, jnp.bfloat16)
+
+
+def test_a_dense_weight_has_no_gradient() -> None:
+    weight, x = jnp.ones((OUT, IN)), jnp.ones((2, IN))
+    dx, dw = jax.grad(lambda x, w: frozen_linear(x, w).sum(), argnums=(0, 1))(x, weight)
+    np.testing.assert_array_equal(dx, np.full((2, IN), OUT))
+    np.testing.assert_array_equal(dw, np.zeros((OUT, IN)))
 
 
 def test_a_dense_array_is_no_stack() -> None:

@@ -1,0 +1,42 @@
+"""What the benchmark of the LoRA product compares: ours, plain JAX, and the bare frozen product."""
+
+from functools import partial
+
+import jax
+from jaxtyping import Array
+
+from pallas_kernels.lora_linear.api import lora_linear
+from pallas_kernels.lora_linear.base import frozen_linear
+from pallas_kernels.lora_linear.cases import REAL_CASES, Case, make_inputs
+from pallas_kernels.lora_linear.contract import Adapter, Inputs
+
+CASES = {case.name: case for case in REAL_CASES}
+
+Outputs = tuple[Array, ...]
+Differentiated = tuple[Array, tuple[Adapter, ...]]
+
+
+def arguments(case: Case) -> tuple[Differentiated, tuple[Inputs]]:
+    """Make the differentiated arguments and the others."""
+    inputs = make_inputs(case, "bfloat16", partial(jax.random.normal, jax.random.key(0)))
+    return (inputs.x, inputs.adapters), (inputs,)
+
+
+def flops(case: Case) -> dict[str, int]:
+    """FLOPs of the frozen products, 2 M O I forward and as many backward: the branches' are few."""
+    forward = 2 * case.M * case.I * sum(case.O)
+    return {"forward": forward, "forward+backward": 2 * forward}
+
+
+def _ours(backend: str, case: Case, arrays: Differentiated, rest: tuple[Inputs]) -> Outputs:
+    del case
+    x, adapters = arrays
+    return lora_linear(x, rest[0].weights, adapters, backend=backend)
+
+
+def _bare(case: Case, arrays: Differentiated, rest: tuple[Inputs]) -> Outputs:
+    del case
+    return tuple(frozen_linear(arrays[0], weight) for weight in rest[0].weights)
+
+
+PROVIDERS = {"ours": partial(_ours, "auto"), "xla": partial(_ours, "xla"), "bare": _bare}
