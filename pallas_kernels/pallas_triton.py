@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.experimental import pallas as pl
 
-from pallas_kernels.dispatch import Backend, Device, Problem
+from pallas_kernels.dispatch import Backend, Device, Problem, no_backward
 
 try:
     from jax.experimental.pallas import triton as _triton
@@ -37,6 +37,7 @@ def backends(
     forward: Callable[..., Any],
     refuse: Callable[[Problem], str | None],
     refuse_compiled: Callable[[Problem], str | None] = lambda _: None,
+    backward: Callable[..., Any] = no_backward,
 ) -> tuple[Backend, Backend]:
     """The two backends of one kernel: compiled ("triton") and interpreted ("interpret").
 
@@ -44,6 +45,7 @@ def backends(
       forward: As in `Backend`, with the keyword `interpret`.
       refuse: Says why the kernel cannot serve a problem, on any device.
       refuse_compiled: Says why it could not even be compiled for one.
+      backward: As in `Backend`, with the keyword `interpret`; left out if the op has none.
 
     Returns:
       (compiled, interpreted).
@@ -56,9 +58,15 @@ def backends(
         return ABSENT if plt is None else refuse(problem)
 
     return (
-        Backend(name="triton", refuse=compiled, forward=forward),
+        Backend(name="triton", refuse=compiled, forward=forward, backward=backward),
         Backend(
-            name="interpret", refuse=interpreted, forward=functools.partial(forward, interpret=True)
+            name="interpret",
+            refuse=interpreted,
+            forward=functools.partial(forward, interpret=True),
+            # `no_backward` is known by its identity.
+            backward=backward
+            if backward is no_backward
+            else functools.partial(backward, interpret=True),
         ),
     )
 
@@ -66,4 +74,4 @@ def backends(
 def whole(array: jax.Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
     """A kernel's view of an array: all of it, so that the kernel finds its own places."""
     rank = len(array.shape)
-    return pl.BlockSpec(array.shape, lambda _: (0,) * rank)
+    return pl.BlockSpec(array.shape, lambda *_: (0,) * rank)
