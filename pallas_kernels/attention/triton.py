@@ -14,6 +14,7 @@ from pallas_kernels.attention.triton_backward import key_gradients, query_gradie
 from pallas_kernels.attention.triton_forward import attend
 from pallas_kernels.dispatch import Backend, Problem, current_device
 from pallas_kernels.pallas_triton import backends
+from pallas_kernels.row_split import split_rows
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -34,9 +35,12 @@ def forward(
       key).
     """
     blocks = (sizes or _sizes(inputs)).forward
-    o, lse = attend(
-        options, inputs, _limits(options, inputs, blocks, key_ranges), blocks, interpret=interpret
-    )
+
+    def rows(inputs: Inputs) -> tuple[Array, Array]:
+        limits = _limits(options, inputs, blocks, key_ranges)
+        return attend(options, inputs, limits, blocks, interpret=interpret)
+
+    o, lse = split_rows(rows, inputs)
     return o, Residuals(inputs, o, lse)
 
 
@@ -49,15 +53,19 @@ def backward(
     interpret: bool = False,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
     """Gradients of q, k and v; the same bits for the same inputs."""
-    inputs = residuals.inputs
-    chosen = sizes or _sizes(inputs)
-    delta = (dy.astype(jnp.float32) * residuals.o.astype(jnp.float32)).sum(-1)  # [B, T, N]
-    rows = (dy.astype(inputs.q.dtype), residuals.lse, delta.transpose(0, 2, 1))
-    of_keys = _limits(options, inputs, chosen.dkv, query_ranges)
-    dk, dv = key_gradients(options, inputs, rows, of_keys, chosen.dkv, interpret=interpret)
-    of_queries = _limits(options, inputs, chosen.dq, key_ranges)
-    dq = query_gradients(options, inputs, rows, of_queries, chosen.dq, interpret=interpret)
-    return dq, dk, dv
+    chosen = sizes or _sizes(residuals.inputs)
+
+    def rows(residuals: Residuals, dy: Array) -> tuple[Array, Array, Array]:
+        inputs = residuals.inputs
+        delta = (dy.astype(jnp.float32) * residuals.o.astype(jnp.float32)).sum(-1)  # [B, T, N]
+        rest = (dy.astype(inputs.q.dtype), residuals.lse, delta.transpose(0, 2, 1))
+        of_keys = _limits(options, inputs, chosen.dkv, query_ranges)
+        dk, dv = key_gradients(options, inputs, rest, of_keys, chosen.dkv, interpret=interpret)
+        of_queries = _limits(options, inputs, chosen.dq, key_ranges)
+        dq = query_gradients(options, inputs, rest, of_queries, chosen.dq, interpret=interpret)
+        return dq, dk, dv
+
+    return split_rows(rows, residuals, dy)
 
 
 def _sizes(inputs: Inputs) -> Sizes:
