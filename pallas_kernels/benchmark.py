@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import logging
 import statistics
 import sys
 import time
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.attention import bench as attention_bench
 from pallas_kernels.cross_entropy import bench as cross_entropy_bench
+from pallas_kernels.dispatch import Unsupported
 from pallas_kernels.lora_linear import bench as lora_linear_bench
 from pallas_kernels.nf4 import bench as nf4_bench
 
@@ -28,6 +30,8 @@ OPS: dict[str, ModuleType] = {
 }
 WARM_UP = 3
 MINIMUM_RUNS = 20
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +91,8 @@ def measure(function: Callable[..., Any], arguments: Sequence[Any], runs: int) -
 def rows(op: str, cases: Sequence[str] | None = None, runs: int = MINIMUM_RUNS) -> Iterator[Row]:
     """Measure every provider of an op on its cases, forward and forward+backward.
 
-    An op whose `arguments` give nothing to differentiate has no backward.
+    An op whose `arguments` give nothing to differentiate has no backward. A provider that cannot
+    serve a case has no row, and why is logged.
 
     Args:
       op: A key of `OPS`.
@@ -109,7 +114,12 @@ def rows(op: str, cases: Sequence[str] | None = None, runs: int = MINIMUM_RUNS) 
         arrays, rest = bench.arguments(case)
         for provider, function in bench.PROVIDERS.items():
             for direction, program in _programs(function, case, arrays).items():
-                compiled = jax.jit(program).lower(arrays, rest).compile()
+                try:
+                    lowered = jax.jit(program).lower(arrays, rest)
+                except Unsupported as refusal:
+                    _logger.warning("%s of %s is left out: %s", provider, name, refusal)
+                    break
+                compiled = lowered.compile()
                 times = measure(compiled, (arrays, rest), runs)
                 deciles = statistics.quantiles(times, n=10)
                 yield Row(

@@ -64,6 +64,7 @@ def backends(
             name="interpret",
             refuse=interpreted,
             forward=functools.partial(forward, interpret=True),
+            # `no_backward` is known by its identity.
             backward=no_backward if backward is no_backward else pulled,
         ),
     )

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.attention import cudnn, xla
+from pallas_kernels.attention import cudnn, triton, xla
 from pallas_kernels.attention.contract import Inputs, Options, Residuals
 from pallas_kernels.dispatch import Backend, Problem, choose, current_device, no_backward
 
-BACKENDS: tuple[Backend, ...] = (cudnn.BACKEND, xla.BACKEND)
+BACKENDS: tuple[Backend, ...] = (cudnn.BACKEND, triton.BACKEND, xla.BACKEND, triton.INTERPRET)
+
+LONGEST = 2**30  # of a traced window: a position beside it is still an int32
 
 # Names under which a `jax.checkpoint` policy can save the two residuals that are not inputs.
 OUTPUT_NAME = "attention_output"
@@ -27,7 +29,7 @@ def attention(  # noqa: PLR0913  (the argument list of the published op)
     v: Float[Array, "B S K H"],
     *,
     scale: float,
-    window: int | None = None,
+    window: int | Int[Array, ""] | None = None,
     softcap: float | None = None,
     q_segment_ids: Int[Array, "B T"] | None = None,
     kv_segment_ids: Int[Array, "B S"] | None = None,
@@ -49,7 +51,8 @@ def attention(  # noqa: PLR0913  (the argument list of the published op)
       k: Keys, [B, S, K, H], q's dtype; K divides N.
       v: Values, [B, S, K, H], q's dtype.
       scale: Factor on the dot products, dimensionless; often H^-1/2.
-      window: Attention span in tokens, the query's own included, >= 1; None is unlimited.
+      window: Attention span in tokens, the query's own included, >= 1; None is unlimited. May be
+        traced, so that layers of one scan differ; one of the row's length or more hides nothing.
       softcap: Bound on the scores before the mask, > 0; None leaves them unbounded.
       q_segment_ids: Document of every query, [B, T]; None: one document a row.
       kv_segment_ids: Document of every key, [B, S]; given iff `q_segment_ids` is.
@@ -69,8 +72,10 @@ def attention(  # noqa: PLR0913  (the argument list of the published op)
       (order of soft-cap, mask and casts).
     """
     offset = jnp.asarray(q_offset, jnp.int32)
-    inputs = Inputs(q, k, v, q_segment_ids, kv_segment_ids, offset)
-    options = Options(scale=scale, window=window, softcap=softcap)
+    traced = isinstance(window, jax.Array)
+    span = jnp.minimum(window, LONGEST).astype(jnp.int32) if traced else None
+    inputs = Inputs(q, k, v, q_segment_ids, kv_segment_ids, offset, span)
+    options = Options(scale=scale, window=None if traced else window, softcap=softcap)
     _check(inputs, options)
     B, T, N, H = q.shape
     problem = Problem(
@@ -82,6 +87,7 @@ def attention(  # noqa: PLR0913  (the argument list of the published op)
             **asdict(options),
             "segments": q_segment_ids is not None,
             "whole": isinstance(q_offset, int) and q_offset == 0,
+            "traced_window": traced,
         },
     )
     chosen = choose(backend, BACKENDS, problem)
@@ -109,7 +115,7 @@ def _backward(
 ) -> tuple[Inputs]:
     dq, dk, dv = backend.backward(options, residuals, dy)
     # None is JAX's zero cotangent; segment ids and offsets are integers. Inputs types primals.
-    return (Inputs(dq, dk, dv, None, None, None),)  # pyrefly: ignore[bad-argument-type]
+    return (Inputs(dq, dk, dv, None, None, None, None),)  # pyrefly: ignore[bad-argument-type]
 
 
 differentiable.defvjp(_forward, _backward)

@@ -1,4 +1,4 @@
-"""What the benchmark of attention compares: ours and the definition."""
+"""What the benchmark of attention compares: ours, each backend by name and the definition."""
 
 from functools import partial
 
@@ -19,7 +19,9 @@ def arguments(case: Case) -> tuple[tuple[Array, ...], tuple[Array | None, ...]]:
     return tuple(inputs[:3]), tuple(inputs[3:])
 
 
-def _ours(case: Case, arrays: tuple[Array, ...], rest: tuple[Array | None, ...]) -> Array:
+def _run(
+    backend: str, case: Case, arrays: tuple[Array, ...], rest: tuple[Array | None, ...]
+) -> Array:
     inputs = Inputs(*arrays, *rest)
     return attention(
         inputs.q,
@@ -30,7 +32,8 @@ def _ours(case: Case, arrays: tuple[Array, ...], rest: tuple[Array | None, ...])
         softcap=case.softcap,
         q_segment_ids=inputs.q_segment_ids,
         kv_segment_ids=inputs.kv_segment_ids,
-        q_offset=inputs.q_offset,
+        q_offset=case.q_offset,
+        backend=backend,
     )
 
 
@@ -38,4 +41,8 @@ def _reference(case: Case, arrays: tuple[Array, ...], rest: tuple[Array | None, 
     return attention_ref(case.options, Inputs(*arrays, *rest))
 
 
-PROVIDERS = {"ours": _ours, "reference": _reference}
+PROVIDERS = {
+    "ours": partial(_run, "auto"),
+    **{name: partial(_run, name) for name in ("triton", "cudnn", "xla")},
+    "reference": _reference,
+}

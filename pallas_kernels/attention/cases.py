@@ -38,6 +38,9 @@ class Case:
 
 REAL_CASES = (
     Case(name="llama3_8b", B=2, T=2048, S=2048, N=32, K=8, H=128),
+    Case(name="llama3_8b_long", B=1, T=8192, S=8192, N=32, K=8, H=128),
+    Case(name="llama3_8b_packed_2048", B=2, T=2048, S=2048, N=32, K=8, H=128, document=256),
+    Case(name="llama3_8b_packed_8192", B=1, T=8192, S=8192, N=32, K=8, H=128, document=1024),
     Case(name="llama3_8b_packed", B=1, T=4096, S=4096, N=32, K=8, H=128, document=512),
     Case(name="gemma2_2b", B=2, T=2048, S=2048, N=8, K=4, H=256, softcap=50.0),
     Case(name="mistral_7b_window", B=1, T=8192, S=8192, N=32, K=8, H=128, window=4096),

@@ -22,7 +22,10 @@ class Options:
 
 
 class Inputs(NamedTuple):
-    """Array arguments of one call; cotangents are handed back in the same form."""
+    """Array arguments of one call; cotangents are handed back in the same form.
+
+    `window` is one that is only known when the program runs; `Options.window` is then None.
+    """
 
     q: Float[Array, "B T N H"]
     k: Float[Array, "B S K H"]
@@ -30,6 +33,11 @@ class Inputs(NamedTuple):
     q_segment_ids: Int[Array, "B T"] | None
     kv_segment_ids: Int[Array, "B S"] | None
     q_offset: Int[Array, ""]
+    window: Int[Array, ""] | None = None
+
+    def span(self, options: Options) -> int | Int[Array, ""] | None:
+        """The window in tokens, wherever it stands; None is unlimited."""
+        return options.window if self.window is None else self.window
 
 
 class Residuals(NamedTuple):

@@ -31,8 +31,8 @@ def refuse(problem: Problem) -> str | None:
         return f"it needs an NVIDIA GPU of compute capability 8.0; got {device}"
     if problem.dtype not in ("bfloat16", "float16"):
         return f"it needs bfloat16 or float16; got {problem.dtype}"
-    if options["segments"] or options["softcap"] is not None:
-        return "it has neither segments nor a soft-cap"
+    if options["segments"] or options["softcap"] is not None or options["traced_window"]:
+        return "it has no segments, no soft-cap and no traced window"
     if sizes["T"] != sizes["S"] or not options["whole"]:
         return "queries and keys must be the same whole rows"
     widest = 256 if device.compute_capability >= WIDE_HEADS else 128

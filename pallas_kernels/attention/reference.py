@@ -12,8 +12,9 @@ def visible(options: Options, inputs: Inputs) -> Bool[Array, "B T S"]:
     t = jnp.arange(T)[:, None] + inputs.q_offset
     s = jnp.arange(S)[None, :]
     mask = s <= t
-    if options.window is not None:
-        mask &= t - s < options.window
+    window = inputs.span(options)
+    if window is not None:
+        mask &= t - s < window
     mask = jnp.broadcast_to(mask, (B, T, S))
     if inputs.q_segment_ids is not None and inputs.kv_segment_ids is not None:
         mask &= inputs.q_segment_ids[:, :, None] == inputs.kv_segment_ids[:, None, :]

@@ -238,8 +238,9 @@ def _visible(
     t = (i * grid_q.size + jnp.arange(grid_q.size) + inputs.q_offset)[:, None]
     s = (j * grid_k.size + jnp.arange(grid_k.size))[None, :]
     mask = (s <= t) & (s < grid_k.length)
-    if options.window is not None:
-        mask &= t - s < options.window
+    window = inputs.span(options)
+    if window is not None:
+        mask &= t - s < window
     mask = mask[None, None, None]
     if inputs.q_segment_ids is not None and inputs.kv_segment_ids is not None:
         ids_q = grid_q.take(grid_q.pad(inputs.q_segment_ids, 1), i, 1)
@@ -254,7 +255,7 @@ def _key_range(
     """Key blocks [first, last) of which query block `i` may see something."""
     t = i * grid_q.size + inputs.q_offset  # key index of the block's first query
     last = (t + grid_q.size - 1) // grid_k.size + 1
-    window = options.window
+    window = inputs.span(options)
     first = jnp.zeros_like(last) if window is None else (t - window + 1) // grid_k.size
     return jnp.maximum(first, 0), jnp.clip(last, 0, grid_k.count)
 
@@ -265,9 +266,10 @@ def _query_range(
     """Query blocks [first, last) that may see something of key block `j`."""
     s = j * grid_k.size - inputs.q_offset  # query index that stands at the block's first key
     first = jnp.maximum(s // grid_q.size, 0)
-    if options.window is None:
+    window = inputs.span(options)
+    if window is None:
         return first, jnp.full_like(first, grid_q.count)
-    last = (s + grid_k.size - 1 + options.window - 1) // grid_q.size + 1
+    last = (s + grid_k.size - 1 + window - 1) // grid_q.size + 1
     return first, jnp.clip(last, 0, grid_q.count)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels import Unsupported, attention
+from pallas_kernels import attention
 from pallas_kernels.attention import api, xla
 from pallas_kernels.attention.cases import Case, make_inputs
 from tests.pallas_kernels.compiled import quick_jit
@@ -45,14 +45,6 @@ def test_rejects_an_empty_axis():
 def test_rejects_mixed_dtypes():
     with pytest.raises(TypeError, match="one dtype; got float32, bfloat16, float32"):
         attention(Q, KV.astype(jnp.bfloat16), KV, scale=1.0)
-
-
-@pytest.mark.parametrize("backend", ["triton", "interpret"])
-def test_forced_backend_that_is_missing_says_so(backend):
-    with pytest.raises(
-        Unsupported, match=f"`attention` has no backend '{backend}'; it has cudnn, xla"
-    ):
-        attention(Q, KV, KV, scale=1.0, backend=backend)
 
 
 def test_forced_xla_runs():

@@ -11,48 +11,38 @@ from pallas_kernels import Unsupported, attention
 from pallas_kernels.attention import api, cudnn
 from pallas_kernels.attention.cases import Case, make_inputs
 from pallas_kernels.attention.reference import attention_ref
-from pallas_kernels.dispatch import Device, Problem, choose
+from pallas_kernels.dispatch import choose
+from tests.pallas_kernels.attention.problems import problem
 from tests.pallas_kernels.compiled import quick_jit
 from tests.pallas_kernels.drawing import normal
 from tests.tolerances import relative_error, tolerance
 
-SIZES = {"B": 2, "T": 64, "S": 64, "N": 8, "K": 2, "H": 128}
-OPTIONS = {"scale": 1.0, "window": None, "softcap": None, "segments": False, "whole": True}
-
-
-def problem(capability=(9, 0), dtype="bfloat16", platform="gpu", **changes):
-    return Problem(
-        op="attention",
-        device=Device(platform=platform, compute_capability=capability),
-        dtype=dtype,
-        sizes=SIZES | {name: n for name, n in changes.items() if name in SIZES},
-        options=OPTIONS | {name: n for name, n in changes.items() if name in OPTIONS},
-    )
-
-
 CASE = Case(name="whole_rows", B=2, T=37, S=37, N=4, K=2, H=8)
+NEEDS_A_GPU = "it needs an NVIDIA GPU of compute capability 8.0"
+# What cuDNN says, and who serves instead.
 REFUSALS = [
-    ({"capability": None, "platform": "cpu"}, "it needs an NVIDIA GPU of compute capability 8.0"),
-    ({"capability": None}, "it needs an NVIDIA GPU of compute capability 8.0"),
-    ({"capability": (7, 5)}, "it needs an NVIDIA GPU of compute capability 8.0"),
-    ({"dtype": "float32"}, "it needs bfloat16 or float16; got float32"),
-    ({"segments": True}, "it has neither segments nor a soft-cap"),
-    ({"softcap": 50.0}, "it has neither segments nor a soft-cap"),
-    ({"T": 1}, "queries and keys must be the same whole rows"),
-    ({"whole": False}, "queries and keys must be the same whole rows"),
-    ({"H": 20}, "heads must be a multiple of 8 and at most 256 wide; got 20"),
-    ({"H": 264}, "heads must be a multiple of 8 and at most 256 wide; got 264"),
-    ({"H": 256, "capability": (8, 9)}, "heads must be .* at most 128 wide; got 256"),
-    ({"H": 136, "capability": (8, 0)}, "heads must be .* at most 128 wide; got 136"),
+    ({"capability": None, "platform": "cpu"}, NEEDS_A_GPU, "xla"),
+    ({"capability": None}, NEEDS_A_GPU, "xla"),
+    ({"capability": (7, 5)}, NEEDS_A_GPU, "xla"),
+    ({"dtype": "float32"}, "it needs bfloat16 or float16; got float32", "triton"),
+    ({"segments": True}, "it has no segments, no soft-cap and no traced window", "triton"),
+    ({"softcap": 50.0}, "it has no segments, no soft-cap and no traced window", "triton"),
+    ({"traced_window": True}, "it has no segments, no soft-cap and no traced window", "triton"),
+    ({"T": 1}, "queries and keys must be the same whole rows", "xla"),
+    ({"whole": False}, "queries and keys must be the same whole rows", "xla"),
+    ({"H": 20}, "heads must be a multiple of 8 and at most 256 wide; got 20", "triton"),
+    ({"H": 264}, "heads must be a multiple of 8 and at most 256 wide; got 264", "xla"),
+    ({"H": 256, "capability": (8, 9)}, "heads must be .* at most 128 wide; got 256", "triton"),
+    ({"H": 136, "capability": (8, 0)}, "heads must be .* at most 128 wide; got 136", "triton"),
 ]
 
 
-@pytest.mark.parametrize(("changes", "reason"), REFUSALS)
-def test_refuses_and_auto_takes_plain_jax(changes, reason):
+@pytest.mark.parametrize(("changes", "reason", "other"), REFUSALS)
+def test_refuses_and_auto_takes_another(changes, reason, other):
     asked = problem(**changes)
     with pytest.raises(Unsupported, match=f"refused by cudnn: {reason}"):
         choose("cudnn", api.BACKENDS, asked)
-    assert choose("auto", api.BACKENDS, asked).name == "xla"
+    assert choose("auto", api.BACKENDS, asked).name == other
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,10 @@ import torch
 
 from pallas_kernels import attention
 from pallas_kernels.attention import api, xla
-from pallas_kernels.attention.cases import ODD_CASES, Case, make_inputs
+from pallas_kernels.attention.cases import ODD_CASES, Case
 from pallas_kernels.attention.reference import attention_ref
-from tests.pallas_kernels.attention.oracle import torch_attention
+from tests.pallas_kernels.attention.checks import check, check_gradients, draw, with_gradients
 from tests.pallas_kernels.compiled import quick_jit
-from tests.pallas_kernels.drawing import normal
 from tests.tolerances import relative_error, tolerance
 
 BACKENDS = {
@@ -23,39 +22,6 @@ BACKENDS = {
     "long_queries": xla.with_blocks(32, 8),
 }
 BY_NAME = {case.name: case for case in ODD_CASES}
-
-
-def with_gradients(function, inputs, dy):
-    """Give y, dq, dk, dv of `function(inputs)`."""
-
-    @quick_jit
-    def run(q, k, v, dy):
-        y, pull = jax.vjp(lambda q, k, v: function(inputs._replace(q=q, k=k, v=v)), q, k, v)
-        return y, *pull(dy)
-
-    return run(inputs.q, inputs.k, inputs.v, dy)
-
-
-def draw(case, dtype):
-    inputs = make_inputs(case, dtype, normal(1))
-    return inputs, jnp.asarray(normal(2)(inputs.q.shape), dtype)
-
-
-def check(case, dtype, backend):
-    inputs, dy = draw(case, dtype)
-    ours = with_gradients(partial(api.differentiable, backend, case.options), inputs, dy)
-    assert all(x.dtype == dtype for x in ours)
-    expected = torch_attention(case, inputs, dy)
-    assert relative_error(ours[0], expected[0]) <= tolerance(dtype, "attention_forward")
-    check_gradients(ours[1:], expected[1:], dtype)
-
-
-def check_gradients(actual, expected, dtype):
-    # One scale for the three: where a row sees one key, dq and dk are nothing but rounding.
-    scale = max(np.abs(wanted).max() for wanted in expected)
-    for name, gradient, wanted in zip("qkv", actual, expected, strict=True):
-        error = relative_error(gradient, wanted, scale)
-        assert error <= tolerance(dtype, "attention_gradient"), name
 
 
 @pytest.mark.parametrize("case", ODD_CASES, ids=lambda case: case.name)

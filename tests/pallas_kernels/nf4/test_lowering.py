@@ -1,7 +1,6 @@
 """The kernels lower for CUDA at real shapes, on a machine that has no GPU."""
 
 import re
-from contextlib import nullcontext
 from functools import partial
 
 import jax
@@ -10,25 +9,10 @@ import pytest
 
 from pallas_kernels.nf4 import nested_triton, quantize_triton, triton
 from pallas_kernels.nf4.cases import REAL_CASES, Case, make_stack
+from tests.pallas_kernels.lowered import CALL, lowered
 
-CALL = "__gpu$xla.gpu.triton"
 CASES = (*REAL_CASES, Case(name="rows_of_172", L=5, O=172, I=64))
 BY_NAME = {case.name: case for case in CASES}
-
-
-def gpu():
-    """Tell JAX of a GPU that is not there, where it asks for one (from 0.11 on)."""
-    if not hasattr(jax.sharding, "AbstractDevice"):
-        return nullcontext()
-    device = jax.sharding.AbstractDevice(device_kind="NVIDIA L4", num_cores=None, platform="gpu")
-    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
-    return jax.sharding.use_abstract_mesh(mesh)
-
-
-def lowered(function, *arguments):
-    with gpu():
-        program = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
-    return program.as_text()
 
 
 def operands(text):
