@@ -40,10 +40,10 @@ TOLERANCES = {
     ("float32", "loss"): 1e-5,
     ("float32", "lora_gradient"): 1e-4,
     ("float32", "embedding_gradient"): 1e-4,
-    ("float32", "lora_forward"): 1e-6,
-    ("bfloat16", "lora_forward"): 1e-2,
-    ("float32", "lora_slope"): 1e-6,
-    ("bfloat16", "lora_slope"): 1e-2,
+    ("float32", "lora_forward"): 6e-7,  # 2.1e-7 (against float64, as all four)
+    ("bfloat16", "lora_forward"): 1.5e-2,  # 5.6e-3
+    ("float32", "lora_slope"): 2.5e-6,  # 7.8e-7
+    ("bfloat16", "lora_slope"): 1.5e-2,  # 5.4e-3
     ("float32", "frozen_product"): 1e-6,  # 2e-7 (against float64)
     # Ours against bitsandbytes' CPU code, which misses the nearest of 8-bit scales at times.
     ("float32", "double_quantized"): 1.2e-3,  # 4.1e-4
