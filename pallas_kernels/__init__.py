@@ -3,6 +3,7 @@
 from pallas_kernels.attention import attention as attention
 from pallas_kernels.backends import check_backend as check_backend
 from pallas_kernels.cross_entropy import linear_cross_entropy as linear_cross_entropy
+from pallas_kernels.cross_entropy import linear_cross_entropy_rows as linear_cross_entropy_rows
 from pallas_kernels.dispatch import Unsupported as Unsupported
 from pallas_kernels.nf4 import NF4 as NF4
 from pallas_kernels.nf4 import dequantize_nf4 as dequantize_nf4
@@ -15,5 +16,6 @@ __all__ = [
     "check_backend",
     "dequantize_nf4",
     "linear_cross_entropy",
+    "linear_cross_entropy_rows",
     "quantize_nf4",
 ]
