@@ -3,6 +3,7 @@
 from pallas_kernels.attention import attention as attention
 from pallas_kernels.backends import check_backend as check_backend
 from pallas_kernels.cross_entropy import linear_cross_entropy as linear_cross_entropy
+from pallas_kernels.cross_entropy import linear_cross_entropy_rows as linear_cross_entropy_rows
 from pallas_kernels.dispatch import Unsupported as Unsupported
 from pallas_kernels.lora_linear import frozen_linear as frozen_linear
 from pallas_kernels.lora_linear import lora_linear as lora_linear
@@ -18,6 +19,7 @@ __all__ = [
     "dequantize_nf4",
     "frozen_linear",
     "linear_cross_entropy",
+    "linear_cross_entropy_rows",
     "lora_linear",
     "quantize_nf4",
 ]

@@ -1,103 +1,66 @@
-"""Timing of the ops: `python -m pallas_kernels.benchmark OP [--cases NAME ...] [--output CSV]`."""
+"""Timing of the ops: `python -m pallas_kernels.benchmark [OP] [--cases NAME ...] [--output CSV]`.
+
+Beside the ops stand their references under `jit` and, with `--peers MODULE`, the kernels of other
+libraries. Such a module has `programs(op, case, direction, sets)`, which gives by each library's
+name a function that starts the n-th call or the reason why there is none, and `wait(result)`.
+"""
 
 import argparse
-import csv
-import logging
+import functools
+import importlib
 import statistics
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention import bench as attention_bench
+from pallas_kernels.cards import write_card
 from pallas_kernels.cross_entropy import bench as cross_entropy_bench
+from pallas_kernels.cross_entropy import rows_bench as cross_entropy_rows_bench
 from pallas_kernels.dispatch import Unsupported
 from pallas_kernels.lora_linear import bench as lora_linear_bench
+from pallas_kernels.measured import Row, Skipped, table_line, write_csv
 from pallas_kernels.nf4 import bench as nf4_bench
+from pallas_kernels.timing import Rates, input_sets, measure, measure_rates
 
 OPS: dict[str, ModuleType] = {
     "attention": attention_bench,
     "cross_entropy": cross_entropy_bench,
+    "cross_entropy_rows": cross_entropy_rows_bench,
     "lora_linear": lora_linear_bench,
     "nf4": nf4_bench,
 }
-WARM_UP = 3
 MINIMUM_RUNS = 20
-
-_logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One line of the table; times in microseconds.
-
-    Attributes:
-      gb_per_s: `moved_bytes` of the op's `bench` over the median, 1e9 bytes a second; None where
-        it names none, as for an op that is bound by arithmetic.
-      peak_bytes: Of the compiled program, arguments included; None if the compiler tells not.
-    """
-
-    op: str
-    case: str
-    provider: str
-    direction: str
-    p50_us: float
-    p20_us: float
-    p80_us: float
-    gb_per_s: float | None
-    peak_bytes: int | None
-    runs: int
-    device: str
-    jax: str
-    date: str
+DIRECTIONS = {"forward": "", "forward+backward": "_both"}  # suffix of what `bench` says of each
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory")
 
 
-@runtime_checkable
-class Stream(Protocol):
-    """A text file, standard output or a buffer."""
-
-    def write(self, text: str, /) -> int:
-        """Write text."""
-        ...
-
-    def flush(self) -> None:
-        """Hand on what was written."""
-        ...
-
-
-def measure(function: Callable[..., Any], arguments: Sequence[Any], runs: int) -> list[float]:
-    """Time a compiled function, waiting for its result each time.
-
-    Returns:
-      Sorted times in microseconds.
-    """
-    for _ in range(WARM_UP):
-        jax.block_until_ready(function(*arguments))
-    times = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
-        times.append((time.perf_counter() - start) * 1e6)
-    return sorted(times)
-
-
-def rows(op: str, cases: Sequence[str] | None = None, runs: int = MINIMUM_RUNS) -> Iterator[Row]:
+def rows(
+    op: str,
+    cases: Sequence[str] | None = None,
+    runs: int = MINIMUM_RUNS,
+    *,
+    rates: Rates | None = None,
+    peers: ModuleType | None = None,
+) -> Iterator[Row | Skipped]:
     """Measure every provider of an op on its cases, forward and forward+backward.
 
-    An op whose `arguments` give nothing to differentiate has no backward. A provider that cannot
-    serve a case has no row, and why is logged.
+    An op whose `arguments` give nothing to differentiate has no backward. Its `bench` may say what
+    the work is at least: `moved_bytes(case)` and `flops(case)` of the forward, `moved_bytes_both`
+    and `flops_both` of both directions; and make `input_sets(case, arrays, rest)` of its own, where
+    copies of all inputs would be too large or would not keep them out of the cache.
 
     Args:
       op: A key of `OPS`.
       cases: Names of the op's cases; None takes all.
       runs: Timed runs of each program, >= 20.
+      rates: Of the device, for the floors.
+      peers: Other libraries' kernels, as the module's docstring says.
 
     Raises:
       ValueError: an unknown op or case, or too few runs.
@@ -110,53 +73,30 @@ def rows(op: str, cases: Sequence[str] | None = None, runs: int = MINIMUM_RUNS) 
     for name in cases or bench.CASES:
         if name not in bench.CASES:
             raise ValueError(f"`{op}` has the cases {', '.join(bench.CASES)}; got {name!r}.")
-        case = bench.CASES[name]
-        arrays, rest = bench.arguments(case)
-        for provider, function in bench.PROVIDERS.items():
-            for direction, program in _programs(function, case, arrays).items():
-                try:
-                    lowered = jax.jit(program).lower(arrays, rest)
-                except Unsupported as refusal:
-                    _logger.warning("%s of %s is left out: %s", provider, name, refusal)
-                    break
-                compiled = lowered.compile()
-                times = measure(compiled, (arrays, rest), runs)
-                deciles = statistics.quantiles(times, n=10)
-                yield Row(
-                    op=op,
-                    case=name,
-                    provider=provider,
-                    direction=direction,
-                    p50_us=round(deciles[4], 1),
-                    p20_us=round(deciles[1], 1),
-                    p80_us=round(deciles[7], 1),
-                    gb_per_s=_rate(bench, case, direction, deciles[4]),
-                    peak_bytes=getattr(compiled.memory_analysis(), "peak_memory_in_bytes", None),
-                    runs=runs,
-                    device=jax.local_devices()[0].device_kind,
-                    jax=jax.__version__,
-                    date=datetime.now(UTC).date().isoformat(),
-                )
+        sets = _input_sets(bench, bench.CASES[name])
+        for direction in DIRECTIONS if sets[0][0] else ["forward"]:
+            timed = functools.partial(_timed, op, name, direction, runs, rates)
+            for provider, function in bench.PROVIDERS.items():
+                program = _program(function, bench.CASES[name], direction)
+                yield timed(provider, functools.partial(_compiled, program, sets))
+            if peers is None:
+                continue
+            found = peers.programs(op, bench.CASES[name], direction, sets)
+            for provider, call in found.items():
+                if isinstance(call, str):
+                    yield _skipped(op, name, direction, provider, call)
+                else:
+                    yield timed(provider, lambda call=call: (call, None), peers.wait)
 
 
-def write_csv(measured: Iterator[Row], stream: Stream) -> None:
-    """Write rows as they come."""
-    writer = csv.DictWriter(stream, [field.name for field in fields(Row)])
-    writer.writeheader()
-    for row in measured:
-        writer.writerow(asdict(row))
-        stream.flush()
+def _input_sets(bench: ModuleType, case: Any) -> list[tuple[Any, Any]]:
+    arrays, rest = bench.arguments(case)
+    if hasattr(bench, "input_sets"):
+        return bench.input_sets(case, arrays, rest)
+    return input_sets((arrays, rest))
 
 
-def _rate(bench: ModuleType, case: Any, direction: str, microseconds: float) -> float | None:
-    if direction != "forward" or not hasattr(bench, "moved_bytes"):
-        return None
-    return round(bench.moved_bytes(case) / microseconds / 1e3, 1)
-
-
-def _programs(
-    function: Callable[..., Any], case: Any, arrays: tuple[Any, ...]
-) -> dict[str, Callable[..., Any]]:
+def _program(function: Callable[..., Any], case: Any, direction: str) -> Callable[..., Any]:
     def forward(arrays: tuple[Any, ...], rest: tuple[Any, ...]) -> Any:
         return function(case, arrays, rest)
 
@@ -164,23 +104,122 @@ def _programs(
         y, pull = jax.vjp(lambda *a: function(case, a, rest), *arrays)
         return y, pull(jax.tree.map(jnp.ones_like, y))
 
-    return {"forward": forward} | ({"forward+backward": both} if arrays else {})
+    return forward if direction == "forward" else both
 
 
-def main() -> None:
-    """Run the command line."""
+def _compiled(
+    program: Callable[..., Any], sets: Sequence[tuple[Any, Any]]
+) -> tuple[Callable[[int], Any], int | None]:
+    """Give what starts the n-th call, and the program's peak memory in bytes."""
+    compiled = jax.jit(program).lower(*sets[0]).compile()
+    peak = getattr(compiled.memory_analysis(), "peak_memory_in_bytes", None)
+    return lambda n: compiled(*sets[n % len(sets)]), peak
+
+
+def _timed(
+    op: str,
+    name: str,
+    direction: str,
+    runs: int,
+    rates: Rates | None,
+    provider: str,
+    prepare: Callable[[], tuple[Callable[[int], Any], int | None]],
+    wait: Callable[[Any], Any] = jax.block_until_ready,
+) -> Row | Skipped:
+    try:
+        call, peak = prepare()
+        times = measure(call, runs, wait=wait)
+    except Unsupported as refusal:
+        return _skipped(op, name, direction, provider, str(refusal))
+    except RuntimeError as error:  # JAX's and torch's errors of the device are such
+        if not any(text in str(error) for text in OUT_OF_MEMORY):
+            raise
+        return _skipped(op, name, direction, provider, "out of memory")
+    deciles = statistics.quantiles(times.us, n=10)
+    moved, flops = (
+        _work(op, name, f"{w}{DIRECTIONS[direction]}") for w in ("moved_bytes", "flops")
+    )
+    floor = None if rates is None else rates.floor_us(moved, flops)
+    return Row(
+        op=op,
+        case=name,
+        provider=provider,
+        direction=direction,
+        p50_us=round(deciles[4], 1),
+        p20_us=round(deciles[1], 1),
+        p80_us=round(deciles[7], 1),
+        gb_per_s=None if moved is None else round(moved / deciles[4] / 1e3, 1),
+        tflop_per_s=None if flops is None else round(flops / deciles[4] / 1e6, 1),
+        moved_bytes=moved,
+        flops=flops,
+        floor_us=None if floor is None else round(floor, 1),
+        percent=None if floor is None else round(100 * floor / deciles[4], 1),
+        peak_bytes=peak,
+        calls=times.calls,
+        runs=runs,
+        device=jax.local_devices()[0].device_kind,
+        jax=jax.__version__,
+        date=datetime.now(UTC).date().isoformat(),
+    )
+
+
+def _work(op: str, name: str, quantity: str) -> int | None:
+    bench = OPS[op]
+    return getattr(bench, quantity)(bench.CASES[name]) if hasattr(bench, quantity) else None
+
+
+def _skipped(op: str, name: str, direction: str, provider: str, reason: str) -> Skipped:
+    return Skipped(op=op, case=name, direction=direction, provider=provider, reason=reason)
+
+
+def _printed(
+    measured: Iterator[Row | Skipped], kept: list[Row | Skipped]
+) -> Iterator[Row | Skipped]:
+    """Print lines as they come, keep them and hand them on."""
+    for row in measured:
+        print(table_line(row), flush=True)
+        kept.append(row)
+        yield row
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+      arguments: Of the command line; None takes the process's.
+    """
     parser = argparse.ArgumentParser(prog="python -m pallas_kernels.benchmark")
-    parser.add_argument("op", choices=sorted(OPS))
-    parser.add_argument("--cases", nargs="+", help="names of cases; all if left out")
+    parser.add_argument("op", nargs="?", choices=sorted(OPS), help="all ops if left out")
+    parser.add_argument("--cases", nargs="+", help="names of the op's cases; all if left out")
     parser.add_argument("--runs", type=int, default=MINIMUM_RUNS)
-    parser.add_argument("--output", type=Path, help="CSV file; standard output if left out")
-    options = parser.parse_args()
-    measured = rows(options.op, options.cases, options.runs)
+    parser.add_argument("--output", type=Path, help="CSV file")
+    parser.add_argument("--cards", type=Path, help="folder for a page about each op")
+    parser.add_argument("--peers", help="module of other libraries' kernels: tests.perf.peers")
+    options = parser.parse_args(arguments)
+    if options.cases and options.op is None:
+        parser.error("--cases needs an OP")
+    peers = None if options.peers is None else importlib.import_module(options.peers)
+    rates = measure_rates()
+    print(
+        f"copy {rates.copy_gb_per_s:.0f} GB/s, bfloat16 product {rates.matmul_tflop_per_s:.0f} "
+        f"TFLOP/s, dispatch {rates.dispatch_us:.1f} us\n{table_line(None)}",
+        flush=True,
+    )
+
+    def measured() -> Iterator[Row | Skipped]:
+        for op in [options.op] if options.op else OPS:
+            kept: list[Row | Skipped] = []
+            lines = rows(op, options.cases, options.runs, rates=rates, peers=peers)
+            yield from _printed(lines, kept)
+            if options.cards is not None:
+                write_card(options.cards, op, OPS[op], kept, rates)
+
     if options.output is None:
-        write_csv(measured, sys.stdout)
-    else:
-        with options.output.open("w", newline="") as stream:
-            write_csv(measured, stream)
+        for _ in measured():
+            pass
+        return
+    with options.output.open("w", newline="") as stream:
+        write_csv(measured(), stream)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,14 @@ TOLERANCES = {
     ("float16", "attention_gradient"): 0.0015,  # 4.1e-4
     ("float64", "cross_entropy_forward"): 2e-15,  # 2.5e-16
     ("float32", "cross_entropy_forward"): 5e-07,  # 1.2e-7
-    ("bfloat16", "cross_entropy_forward"): 5e-07,  # 1.6e-8 (of the rounded inputs: all float32)
-    ("float16", "cross_entropy_forward"): 5e-07,  # 5.2e-8 (likewise)
+    ("bfloat16", "cross_entropy_forward"): 5e-07,  # 1.7e-7 (of the rounded inputs: all float32)
+    ("float16", "cross_entropy_forward"): 5e-07,  # 8.2e-8 (likewise)
     ("float64", "cross_entropy_gradient"): 2e-15,  # 3.8e-16
     ("float32", "cross_entropy_gradient"): 1.5e-06,  # 4.1e-7
-    ("bfloat16", "cross_entropy_gradient"): 0.015,  # 4.1e-3
+    ("bfloat16", "cross_entropy_gradient"): 0.015,  # 4.3e-3
     ("float16", "cross_entropy_gradient"): 0.002,  # 5.4e-4
+    ("float32", "cross_entropy_rows"): 5e-7,  # 1.2e-7 (of the largest)
+    ("bfloat16", "cross_entropy_rows"): 5e-7,  # 1.1e-7 (of the rounded inputs: all float32)
     ("float32", "absmax_mean"): 4e-7,  # 1.3e-7 (and of the values that it is added to)
     ("float32", "schedule"): 3e-7,  # 7.8e-8
     ("float64", "optimizer_step"): 3e-15,  # 6.8e-16

@@ -45,6 +45,13 @@ REAL_CASES = (
     Case(name="gemma2_2b", B=2, T=2048, S=2048, N=8, K=4, H=256, softcap=50.0),
     Case(name="mistral_7b_window", B=1, T=8192, S=8192, N=32, K=8, H=128, window=4096),
     Case(name="llama3_8b_decode", B=1, T=1, S=2048, N=32, K=8, H=128, q_offset=2047),
+    Case(name="llama3_1b", B=2, T=2048, S=2048, N=32, K=8, H=64),
+    Case(name="llama3_1b_long", B=1, T=16384, S=16384, N=32, K=8, H=64),
+    Case(name="llama3_8b_long", B=1, T=16384, S=16384, N=32, K=8, H=128),
+    Case(name="gemma2_9b", B=2, T=2048, S=2048, N=16, K=8, H=256, softcap=50.0),
+    Case(
+        name="gemma2_9b_window", B=1, T=16384, S=16384, N=16, K=8, H=256, window=4096, softcap=50.0
+    ),
 )
 
 ODD_CASES = (

@@ -25,18 +25,29 @@ class Case:
     D: int
     V: int
     softcap: float | None = None
+    logit_scale: float = 1.0
+    label_smoothing: float = 0.0
     ignored: float = 0.25
     chunk_rows: int | None = None
 
     @property
     def options(self) -> Options:
         """Static arguments of the op."""
-        return Options(softcap=self.softcap, chunk_rows=self.chunk_rows)
+        return Options(
+            softcap=self.softcap,
+            logit_scale=self.logit_scale,
+            label_smoothing=self.label_smoothing,
+            chunk_rows=self.chunk_rows,
+        )
 
 
 REAL_CASES = (
     Case(name="llama3_8b", M=4096, D=4096, V=128256),
+    Case(name="llama3_8b_long", M=16384, D=4096, V=128256),
     Case(name="llama3_1b", M=4096, D=2048, V=128256),
+    Case(name="llama3_1b_long", M=16384, D=2048, V=128256),
+    Case(name="gemma2_9b", M=4096, D=3584, V=256000, softcap=30.0),
+    Case(name="gemma2_9b_long", M=16384, D=3584, V=256000, softcap=30.0),
     Case(name="gemma2_2b", M=4096, D=2304, V=256000, softcap=30.0),
 )
 
@@ -46,6 +57,18 @@ ODD_CASES = (
     Case(name="prime_chunks", M=37, D=8, V=53, chunk_rows=8),
     Case(name="one_row_chunks", M=5, D=8, V=17, chunk_rows=1),
     Case(name="softcap_chunks", M=31, D=16, V=101, softcap=3.0, chunk_rows=7),
+    Case(name="scale_chunks", M=19, D=8, V=48, logit_scale=0.25, chunk_rows=8),
+    Case(name="smoothing_chunks", M=29, D=8, V=67, label_smoothing=0.1, chunk_rows=6),
+    Case(
+        name="all_options",
+        M=23,
+        D=16,
+        V=71,
+        softcap=2.0,
+        logit_scale=1.5,
+        label_smoothing=0.3,
+        chunk_rows=9,
+    ),
     Case(name="chunk_longer_than_rows", M=13, D=8, V=7, chunk_rows=64),
     Case(name="all_ignored", M=9, D=8, V=11, ignored=1.0, chunk_rows=4),
 )

@@ -14,11 +14,15 @@ class Options:
 
     Attributes:
       softcap: Logits become softcap * tanh(logit / softcap); None leaves them.
+      logit_scale: Factor on the logits before the soft-cap, dimensionless.
+      label_smoothing: Share of a target that is spread over the vocabulary, 0 to 1.
       chunk_rows: Rows whose logits exist at a time; None chooses.
     """
 
-    softcap: float | None
-    chunk_rows: int | None
+    softcap: float | None = None
+    logit_scale: float = 1.0
+    label_smoothing: float = 0.0
+    chunk_rows: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

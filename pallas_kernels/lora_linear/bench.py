@@ -22,10 +22,14 @@ def arguments(case: Case) -> tuple[Differentiated, tuple[Inputs]]:
     return (inputs.x, inputs.adapters), (inputs,)
 
 
-def flops(case: Case) -> dict[str, int]:
-    """FLOPs of the frozen products, 2 M O I forward and as many backward: the branches' are few."""
-    forward = 2 * case.M * case.I * sum(case.O)
-    return {"forward": forward, "forward+backward": 2 * forward}
+def flops(case: Case) -> int:
+    """Operations of the frozen products, beside which the branches' are few."""
+    return 2 * case.M * case.I * sum(case.O)
+
+
+def flops_both(case: Case) -> int:
+    """Operations with the gradient: as many again for dx."""
+    return 2 * flops(case)
 
 
 def _ours(backend: str, case: Case, arrays: Differentiated, rest: tuple[Inputs]) -> Outputs:

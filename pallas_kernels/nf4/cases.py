@@ -46,6 +46,7 @@ REAL_CASES = (
     Case(name="llama3_8b_gate_plain", L=32, O=14336, I=4096, nested=False),
     Case(name="llama3_8b_q", L=32, O=4096, I=4096),
     Case(name="llama3_8b_k", L=32, O=1024, I=4096),
+    Case(name="llama3_1b_gate", L=16, O=8192, I=2048),
     Case(name="gemma2_9b_gate", L=42, O=14336, I=3584),
 )
 

@@ -9,7 +9,7 @@ import pytest
 from pallas_kernels.attention import triton
 from pallas_kernels.attention.cases import REAL_CASES, Case, make_inputs
 from pallas_kernels.dispatch import Device
-from tests.pallas_kernels.lowered import CALL, lowered
+from tests.pallas_kernels.lowering import CALL, lowered
 
 WHOLE_ROWS = [case for case in REAL_CASES if case.T == case.S]
 CASES = [

@@ -1,5 +1,6 @@
 """The linear cross-entropy under jit, scan and vmap; what it computes and keeps; refusals."""
 
+from dataclasses import asdict
 from functools import partial
 
 import jax
@@ -7,8 +8,8 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from pallas_kernels import Unsupported, linear_cross_entropy
-from pallas_kernels.cross_entropy import xla
+from pallas_kernels import linear_cross_entropy, linear_cross_entropy_rows
+from pallas_kernels.cross_entropy import chunks
 from pallas_kernels.cross_entropy.cases import Case, make_inputs
 from pallas_kernels.cross_entropy.reference import linear_cross_entropy_ref
 from tests.pallas_kernels.compiled import array_sizes, quick_jit, temporary_bytes
@@ -21,8 +22,8 @@ FORWARD = tolerance("float32", "cross_entropy_forward")
 GRADIENT = tolerance("float32", "cross_entropy_gradient")
 
 
-def loss(case, x, head, labels):
-    return linear_cross_entropy(x, head, labels, softcap=case.softcap, chunk_rows=case.chunk_rows)
+def loss(case, x, head, labels, backend="xla"):
+    return linear_cross_entropy(x, head, labels, **asdict(case.options), backend=backend)
 
 
 small = partial(loss, CASE)
@@ -71,10 +72,12 @@ def test_scan_over_micro_batches_sums_losses_and_gradients(inputs):
     assert relative_error(d_head, parts[0][1][1] + parts[1][1][1]) <= GRADIENT
 
 
-def test_vmap_equals_a_loop(inputs):
+@pytest.mark.parametrize("backend", ["xla", "interpret"])
+def test_vmap_equals_a_loop(inputs, backend):
     x, head, labels = inputs
     xs = jnp.stack([x, x * 2])
-    values, dxs = quick_jit(jax.vmap(jax.value_and_grad(small), (0, None, None)))(xs, head, labels)
+    run = partial(loss, CASE, backend=backend)
+    values, dxs = quick_jit(jax.vmap(jax.value_and_grad(run), (0, None, None)))(xs, head, labels)
     one = quick_jit(jax.value_and_grad(small))
     for n in range(2):
         value, dx = one(xs[n], head, labels)
@@ -134,6 +137,42 @@ def test_frozen_head_needs_no_memory_of_its_size():
     assert temporary_bytes(jax.grad(partial(loss, case)), *arguments) < head_bytes / 2
 
 
+@pytest.mark.parametrize("trained", [(0,), (0, 1)])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("M", [4096, 5000, 65536])
+@pytest.mark.parametrize("V", [128_256, 256_000])
+def test_real_vocabularies_need_at_most_600_mb(V, M, dtype, trained):
+    # A narrow head, so that what is left is of the logits' size.
+    shapes = (((M, 64), dtype), ((V, 64), dtype), ((M,), "int32"))
+    arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+    run = jax.value_and_grad(partial(linear_cross_entropy, backend="xla"), trained)
+    assert temporary_bytes(run, *arguments) <= 600e6
+
+
+def test_memory_does_not_grow_with_the_rows():
+    def needed(M):
+        shapes = (((M, 64), "float32"), ((4001, 64), "float32"), ((M,), "int32"))
+        arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+        run = jax.value_and_grad(partial(linear_cross_entropy, chunk_rows=64, backend="xla"))
+        return temporary_bytes(run, *arguments)
+
+    # Beside losses and labels: neither x nor dx is padded or copied.
+    assert needed(65_537) - needed(1025) <= 16 * (65_537 - 1025)
+
+
+def test_losses_of_rows_never_make_the_logits_of_all_rows():
+    arguments = make_inputs(BIG, "float32", normal(0))
+    run = partial(linear_cross_entropy_rows, chunk_rows=BIG.chunk_rows, backend="xla")
+    assert max(array_sizes(run, *arguments)) < BIG.M * BIG.V / 4
+    text = jax.jit(run).lower(*arguments).compile().as_text()
+    assert text.count(" dot(") == 1
+
+
+def test_losses_of_rows_have_no_gradient(inputs):
+    with pytest.raises(NotImplementedError, match="Differentiate `linear_cross_entropy`"):
+        jax.grad(lambda *a: linear_cross_entropy_rows(*a).sum())(*inputs)
+
+
 def test_loss_alone_makes_one_product():
     arguments = make_inputs(BIG, "float32", normal(0))
 
@@ -148,9 +187,9 @@ def test_loss_alone_makes_one_product():
 
 @pytest.mark.parametrize(("M", "V"), [(1, 7), (4096, 128_256), (4096, 256_000), (3, 10**9)])
 def test_chunks_fit_the_budget(M, V):
-    rows = xla.rows_per_chunk(M, V, 4)
+    rows = chunks.rows_per_chunk(M, V, 4)
     assert 1 <= rows <= M
-    assert rows * V * 4 <= xla.LOGITS_BYTES or rows <= xla.ROW_MULTIPLE
+    assert rows * V * 4 <= chunks.LOGITS_BYTES or rows <= chunks.ROW_MULTIPLE
 
 
 def test_chosen_chunks_are_equal_to_a_forced_one(inputs):
@@ -158,11 +197,21 @@ def test_chosen_chunks_are_equal_to_a_forced_one(inputs):
     assert relative_error(quick_jit(small)(*inputs), chosen) <= FORWARD
 
 
-@pytest.mark.parametrize("option", [{"softcap": 0.0}, {"chunk_rows": 0}])
-def test_rejects_options_that_are_not_positive(inputs, option):
+BAD = [
+    {"softcap": 0.0},
+    {"chunk_rows": 0},
+    {"logit_scale": 0.0},
+    {"label_smoothing": -0.1},
+    {"label_smoothing": 1.1},
+]
+
+
+@pytest.mark.parametrize("function", [linear_cross_entropy, linear_cross_entropy_rows])
+@pytest.mark.parametrize("option", BAD)
+def test_rejects_options_out_of_range(inputs, option, function):
     (name,) = option
     with pytest.raises(ValueError, match=f"`{name}` must be"):
-        linear_cross_entropy(*inputs, **option)
+        function(*inputs, **option)
 
 
 def test_rejects_mixed_dtypes(inputs):
@@ -175,8 +224,3 @@ def test_rejects_an_empty_axis(inputs):
     x, head, labels = inputs
     with pytest.raises(ValueError, match="no axis empty"):
         linear_cross_entropy(x[:0], head, labels[:0])
-
-
-def test_forced_backend_that_is_missing_says_so(inputs):
-    with pytest.raises(Unsupported, match="`linear_cross_entropy` has no backend 'triton'"):
-        linear_cross_entropy(*inputs, backend="triton")

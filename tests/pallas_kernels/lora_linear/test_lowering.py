@@ -5,7 +5,7 @@ import pytest
 
 from pallas_kernels.lora_linear import triton
 from pallas_kernels.lora_linear.cases import REAL_CASES, Case
-from tests.pallas_kernels.nf4.test_lowering import lowered, operands
+from tests.pallas_kernels.lowering import lowered, operands
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])

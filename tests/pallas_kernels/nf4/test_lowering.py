@@ -1,6 +1,5 @@
 """The kernels lower for CUDA at real shapes, on a machine that has no GPU."""
 
-import re
 from functools import partial
 
 import jax
@@ -9,16 +8,10 @@ import pytest
 
 from pallas_kernels.nf4 import nested_triton, quantize_triton, triton
 from pallas_kernels.nf4.cases import REAL_CASES, Case, make_stack
-from tests.pallas_kernels.lowered import CALL, lowered
+from tests.pallas_kernels.lowering import lowered, operands, results
 
 CASES = (*REAL_CASES, Case(name="rows_of_172", L=5, O=172, I=64))
 BY_NAME = {case.name: case for case in CASES}
-
-
-def operands(text):
-    """Types of the operands of the program's one kernel."""
-    (call,) = re.findall(rf"custom_call @{re.escape(CALL)}\(.*", text)
-    return re.findall(r"tensor<([^>]*)>", call.rsplit(" : ", 1)[1].split("->")[0])
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -46,8 +39,7 @@ def test_columns_beside_the_weight_lower(name):
 
     text = lowered(wide, stack, beside)
     assert operands(text)[1] == f"{case.L}x{case.O * case.I // 2}xui8"
-    (result,) = re.findall(rf"custom_call @{re.escape(CALL)}\(.*-> tensor<([^>]*)>", text)
-    assert result == f"{case.O * (case.I + 32)}xbf16"
+    assert results(text) == [f"{case.O * (case.I + 32)}xbf16"]
 
 
 @pytest.mark.parametrize("count", [917504, 172])
