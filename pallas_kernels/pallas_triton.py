@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.experimental import pallas as pl
 
-from pallas_kernels.dispatch import Backend, Device, Problem
+from pallas_kernels.dispatch import Backend, Device, Problem, no_backward
 
 try:
     from jax.experimental.pallas import triton as _triton
@@ -37,6 +37,7 @@ def backends(
     forward: Callable[..., Any],
     refuse: Callable[[Problem], str | None],
     refuse_compiled: Callable[[Problem], str | None] = lambda _: None,
+    backward: Callable[..., Any] = no_backward,
 ) -> tuple[Backend, Backend]:
     """The two backends of one kernel: compiled ("triton") and interpreted ("interpret").
 
@@ -44,6 +45,7 @@ def backends(
       forward: As in `Backend`, with the keyword `interpret`.
       refuse: Says why the kernel cannot serve a problem, on any device.
       refuse_compiled: Says why it could not even be compiled for one.
+      backward: As in `Backend`, with the keyword `interpret`.
 
     Returns:
       (compiled, interpreted).
@@ -55,12 +57,23 @@ def backends(
     def interpreted(problem: Problem) -> str | None:
         return ABSENT if plt is None else refuse(problem)
 
+    pulled = functools.partial(backward, interpret=True)
     return (
-        Backend(name="triton", refuse=compiled, forward=forward),
+        Backend(name="triton", refuse=compiled, forward=forward, backward=backward),
         Backend(
-            name="interpret", refuse=interpreted, forward=functools.partial(forward, interpret=True)
+            name="interpret",
+            refuse=interpreted,
+            forward=functools.partial(forward, interpret=True),
+            backward=no_backward if backward is no_backward else pulled,
         ),
     )
+
+
+def refuse_dtype(problem: Problem) -> str | None:
+    """Say why a kernel cannot compute in a problem's dtype; None if it can."""
+    if problem.dtype in ("float32", "bfloat16", "float16"):
+        return None
+    return f"arrays must be float32, bfloat16 or float16; got {problem.dtype}"
 
 
 def whole(array: jax.Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:

@@ -1,0 +1,50 @@
+"""Programs lowered for CUDA on a machine that has no GPU, and the kernels in them."""
+
+import re
+from contextlib import nullcontext
+
+import jax
+
+CALL = "__gpu$xla.gpu.triton"
+SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+
+
+def gpu():
+    """Tell JAX of a GPU that is not there, where it asks for one (from 0.11 on)."""
+    if not hasattr(jax.sharding, "AbstractDevice"):
+        return nullcontext()
+    device = jax.sharding.AbstractDevice(device_kind="NVIDIA L4", num_cores=None, platform="gpu")
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+    return jax.sharding.use_abstract_mesh(mesh)
+
+
+def lowered(function, *arguments):
+    with gpu():
+        program = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
+    return program.as_text()
+
+
+def operands(text):
+    """Types of the operands of the program's one kernel."""
+    (call,) = re.findall(rf"custom_call @{re.escape(CALL)}\(.*", text)
+    return re.findall(r"tensor<([^>]*)>", call.rsplit(" : ", 1)[1].split("->")[0])
+
+
+def results(text):
+    """Types of the results of the program's one kernel."""
+    (call,) = re.findall(rf"custom_call @{re.escape(CALL)}\(.*", text)
+    return re.findall(r"tensor<([^>]*)>", call.rsplit("->", 1)[1])
+
+
+def accesses(function, *arguments):
+    """How many loads and stores of the one kernel have a mask, and how many have none.
+
+    The interpreter drops what lies outside an array, so that it cannot show a mask that is missing.
+    """
+    program = jax.make_jaxpr(function)(*arguments).jaxpr
+    (call,) = (e for e in program.eqns if e.primitive.name == "pallas_call")
+    found = [
+        e for e in call.params["jaxpr"].eqns if e.primitive.name in ("masked_load", "masked_swap")
+    ]
+    masked = sum(any(v.aval.dtype == bool for v in e.invars) for e in found)
+    return masked, len(found) - masked
