@@ -17,12 +17,16 @@ import jax.numpy as jnp
 
 from pallas_kernels.attention import bench as attention_bench
 from pallas_kernels.cross_entropy import bench as cross_entropy_bench
+from pallas_kernels.glu import bench as glu_bench
 from pallas_kernels.nf4 import bench as nf4_bench
+from pallas_kernels.rms_norm import bench as rms_norm_bench
 
 OPS: dict[str, ModuleType] = {
     "attention": attention_bench,
     "cross_entropy": cross_entropy_bench,
+    "glu": glu_bench,
     "nf4": nf4_bench,
+    "rms_norm": rms_norm_bench,
 }
 WARM_UP = 3
 MINIMUM_RUNS = 20
@@ -33,8 +37,8 @@ class Row:
     """One line of the table; times in microseconds.
 
     Attributes:
-      gb_per_s: `moved_bytes` of the op's `bench` over the median, 1e9 bytes a second; None where
-        it names none, as for an op that is bound by arithmetic.
+      gb_per_s: `moved_bytes` or `backward_bytes` of the op's `bench` over the median, 1e9 bytes a
+        second; None where it names none, as for an op that is bound by arithmetic.
       peak_bytes: Of the compiled program, arguments included; None if the compiler tells not.
     """
 
@@ -85,7 +89,8 @@ def measure(function: Callable[..., Any], arguments: Sequence[Any], runs: int) -
 def rows(op: str, cases: Sequence[str] | None = None, runs: int = MINIMUM_RUNS) -> Iterator[Row]:
     """Measure every provider of an op on its cases, forward and forward+backward.
 
-    An op whose `arguments` give nothing to differentiate has no backward.
+    An op whose `arguments` give nothing to differentiate has no backward. One whose bench has
+    `backward_bytes` is measured backward alone as well.
 
     Args:
       op: A key of `OPS`.
@@ -104,11 +109,10 @@ def rows(op: str, cases: Sequence[str] | None = None, runs: int = MINIMUM_RUNS) 
         if name not in bench.CASES:
             raise ValueError(f"`{op}` has the cases {', '.join(bench.CASES)}; got {name!r}.")
         case = bench.CASES[name]
-        arrays, rest = bench.arguments(case)
         for provider, function in bench.PROVIDERS.items():
-            for direction, program in _programs(function, case, arrays).items():
-                compiled = jax.jit(program).lower(arrays, rest).compile()
-                times = measure(compiled, (arrays, rest), runs)
+            for direction, (program, given) in _programs(bench, function, case).items():
+                compiled = jax.jit(program).lower(*given).compile()
+                times = measure(compiled, given, runs)
                 deciles = statistics.quantiles(times, n=10)
                 yield Row(
                     op=op,
@@ -137,22 +141,36 @@ def write_csv(measured: Iterator[Row], stream: Stream) -> None:
 
 
 def _rate(bench: ModuleType, case: Any, direction: str, microseconds: float) -> float | None:
-    if direction != "forward" or not hasattr(bench, "moved_bytes"):
-        return None
-    return round(bench.moved_bytes(case) / microseconds / 1e3, 1)
+    counts = {"forward": "moved_bytes", "backward": "backward_bytes"}
+    count = getattr(bench, counts.get(direction, ""), None)
+    return None if count is None else round(count(case) / microseconds / 1e3, 1)
 
 
 def _programs(
-    function: Callable[..., Any], case: Any, arrays: tuple[Any, ...]
-) -> dict[str, Callable[..., Any]]:
+    bench: ModuleType, function: Callable[..., Any], case: Any
+) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
+    """Programs by direction, each with its arguments."""
+    arrays, rest = bench.arguments(case)
+
     def forward(arrays: tuple[Any, ...], rest: tuple[Any, ...]) -> Any:
         return function(case, arrays, rest)
 
-    def both(arrays: tuple[Any, ...], rest: tuple[Any, ...]) -> Any:
-        y, pull = jax.vjp(lambda *a: function(case, a, rest), *arrays)
-        return y, pull(jnp.ones_like(y))
+    def pulled(arrays: tuple[Any, ...], rest: tuple[Any, ...]) -> Any:
+        return jax.vjp(lambda *a: function(case, a, rest), *arrays)
 
-    return {"forward": forward} | ({"forward+backward": both} if arrays else {})
+    def both(arrays: tuple[Any, ...], rest: tuple[Any, ...]) -> Any:
+        y, pull = pulled(arrays, rest)
+        return y, pull(jax.tree.map(jnp.ones_like, y))
+
+    programs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]
+    programs = {"forward": (forward, (arrays, rest))}
+    if arrays:
+        programs["forward+backward"] = (both, (arrays, rest))
+    if hasattr(bench, "backward_bytes"):
+        # What the backward reads is made beforehand, and handed to it as an argument.
+        y, pull = jax.jit(pulled)(arrays, rest)
+        programs["backward"] = (lambda pull, dy: pull(dy), (pull, y))
+    return programs
 
 
 def main() -> None:
