@@ -5,21 +5,27 @@ from pallas_kernels.backends import check_backend as check_backend
 from pallas_kernels.cross_entropy import linear_cross_entropy as linear_cross_entropy
 from pallas_kernels.cross_entropy import linear_cross_entropy_rows as linear_cross_entropy_rows
 from pallas_kernels.dispatch import Unsupported as Unsupported
+from pallas_kernels.glu import glu as glu
 from pallas_kernels.lora_linear import frozen_linear as frozen_linear
 from pallas_kernels.lora_linear import lora_linear as lora_linear
 from pallas_kernels.nf4 import NF4 as NF4
 from pallas_kernels.nf4 import dequantize_nf4 as dequantize_nf4
 from pallas_kernels.nf4 import quantize_nf4 as quantize_nf4
+from pallas_kernels.rms_norm import add_rms_norm as add_rms_norm
+from pallas_kernels.rms_norm import rms_norm as rms_norm
 
 __all__ = [
     "NF4",
     "Unsupported",
+    "add_rms_norm",
     "attention",
     "check_backend",
     "dequantize_nf4",
     "frozen_linear",
+    "glu",
     "linear_cross_entropy",
     "linear_cross_entropy_rows",
     "lora_linear",
     "quantize_nf4",
+    "rms_norm",
 ]

@@ -3,8 +3,19 @@
 from pallas_kernels.attention.api import BACKENDS as ATTENTION
 from pallas_kernels.cross_entropy.api import BACKENDS as CROSS_ENTROPY
 from pallas_kernels.dispatch import REQUESTS, Unsupported
+from pallas_kernels.glu.api import BACKENDS as GLU
+from pallas_kernels.lora_linear.api import BACKENDS as LORA_LINEAR
+from pallas_kernels.nf4.api import BACKENDS as NF4
+from pallas_kernels.rms_norm.api import BACKENDS as RMS_NORM
 
-OPS = {"attention": ATTENTION, "linear_cross_entropy": CROSS_ENTROPY}
+OPS = {
+    "attention": ATTENTION,
+    "linear_cross_entropy": CROSS_ENTROPY,
+    "rms_norm": RMS_NORM,
+    "glu": GLU,
+    "lora_linear": LORA_LINEAR,
+    "dequantize_nf4": NF4,
+}
 
 
 def check_backend(requested: str) -> None:

@@ -23,17 +23,21 @@ from pallas_kernels.cards import write_card
 from pallas_kernels.cross_entropy import bench as cross_entropy_bench
 from pallas_kernels.cross_entropy import rows_bench as cross_entropy_rows_bench
 from pallas_kernels.dispatch import Unsupported
+from pallas_kernels.glu import bench as glu_bench
 from pallas_kernels.lora_linear import bench as lora_linear_bench
 from pallas_kernels.measured import Row, Skipped, table_line, write_csv
 from pallas_kernels.nf4 import bench as nf4_bench
+from pallas_kernels.rms_norm import bench as rms_norm_bench
 from pallas_kernels.timing import Rates, input_sets, measure, measure_rates
 
 OPS: dict[str, ModuleType] = {
     "attention": attention_bench,
     "cross_entropy": cross_entropy_bench,
     "cross_entropy_rows": cross_entropy_rows_bench,
+    "glu": glu_bench,
     "lora_linear": lora_linear_bench,
     "nf4": nf4_bench,
+    "rms_norm": rms_norm_bench,
 }
 MINIMUM_RUNS = 20
 DIRECTIONS = {"forward": "", "forward+backward": "_both"}  # suffix of what `bench` says of each

@@ -25,6 +25,22 @@ TOLERANCES = {
     ("float16", "cross_entropy_gradient"): 0.002,  # 5.4e-4
     ("float32", "cross_entropy_rows"): 5e-7,  # 1.2e-7 (of the largest)
     ("bfloat16", "cross_entropy_rows"): 5e-7,  # 1.1e-7 (of the rounded inputs: all float32)
+    ("float64", "rms_norm_forward"): 1e-15,  # 2.6e-16
+    ("float32", "rms_norm_forward"): 4e-07,  # 1.3e-7
+    ("bfloat16", "rms_norm_forward"): 0.015,  # 5.2e-3
+    ("float16", "rms_norm_forward"): 0.0015,  # 5.5e-4
+    ("float64", "rms_norm_gradient"): 3e-15,  # 7.5e-16
+    ("float32", "rms_norm_gradient"): 7e-07,  # 2.1e-7
+    ("bfloat16", "rms_norm_gradient"): 0.015,  # 5.6e-3
+    ("float16", "rms_norm_gradient"): 0.0015,  # 4.1e-4
+    ("float64", "glu_forward"): 1e-15,  # 2.1e-16
+    ("float32", "glu_forward"): 4e-07,  # 1.3e-7
+    ("bfloat16", "glu_forward"): 0.008,  # 2.6e-3
+    ("float16", "glu_forward"): 0.001,  # 3.1e-4
+    ("float64", "glu_gradient"): 3e-15,  # 8.1e-16
+    ("float32", "glu_gradient"): 5e-07,  # 1.6e-7
+    ("bfloat16", "glu_gradient"): 0.01,  # 3.3e-3
+    ("float16", "glu_gradient"): 0.0015,  # 4.1e-4
     ("float32", "absmax_mean"): 4e-7,  # 1.3e-7 (and of the values that it is added to)
     ("float32", "schedule"): 3e-7,  # 7.8e-8
     ("float64", "optimizer_step"): 3e-15,  # 6.8e-16

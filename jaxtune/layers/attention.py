@@ -49,8 +49,8 @@ class Attention(nnx.Module):
         if self.config.norm.qk_norm:
             # What the norms read is kept; the rotations of what they give are cheap.
             q, k = named(q, QUERY), named(k, KEY)
-            q = self.q_norm(q, adapters=context.adapters)
-            k = self.k_norm(k, adapters=context.adapters)
+            q = self.q_norm(q, adapters=context.adapters, kernels=context.row_kernels)
+            k = self.k_norm(k, adapters=context.adapters, kernels=context.row_kernels)
         q = apply_rope(q, context.cos, context.sin)
         k = apply_rope(k, context.cos, context.sin)
         if not self.config.norm.qk_norm:

@@ -24,6 +24,8 @@ class LayerContext:
       adapters: Add the LoRA branch where there is one.
       dropout_key: Of this layer; None turns dropout off.
       kernels: Backend request handed to every op.
+      row_kernels: That of the ops on activations alone: norms and the gated activation.
+      named_kept: The backward pass finds what has a name (the plan "none").
     """
 
     layer: Int[Array, ""] | int
@@ -35,3 +37,5 @@ class LayerContext:
     adapters: bool
     dropout_key: jax.Array | None
     kernels: str
+    row_kernels: str
+    named_kept: bool

@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -11,11 +10,9 @@ from jaxtune.config import DecoderConfig
 from jaxtune.layers.context import LayerContext
 from jaxtune.layers.linear import Linear, project
 from jaxtune.layers.residuals import GATE, UP, named
+from pallas_kernels import glu
 
-ACTIVATIONS = {
-    "silu": jax.nn.silu,
-    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
-}
+ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}  # the op's names
 
 
 class MLP(nnx.Module):
@@ -37,4 +34,6 @@ class MLP(nnx.Module):
         """Apply one layer's MLP."""
         gate, up = project((self.gate_proj, self.up_proj), x, context, 4)
         gate, up = named(gate, GATE), named(up, UP)
-        return self.down_proj(ACTIVATIONS[self.hidden_activation](gate) * up, context, 6)
+        activation = ACTIVATIONS[self.hidden_activation]
+        hidden = glu(gate, up, activation=activation, backend=context.row_kernels)
+        return self.down_proj(hidden, context, 6)

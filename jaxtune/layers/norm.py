@@ -2,22 +2,18 @@
 
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxtune.config import NormSpec
 from jaxtune.layers.variables import weight_of
+from pallas_kernels import add_rms_norm, rms_norm
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm over the last axis.
+    """Root-mean-square norm over the last axis; see `pallas_kernels.rms_norm`.
 
-    n = x * rsqrt(mean(x^2, D) + eps), in float32;
-    Llama: y = cast(n) * weight; Gemma (`unit_offset`): y = cast(n * (1 + weight)).
-
-    Source: https://arxiv.org/abs/1910.07467; the cast orders of `LlamaRMSNorm` and
-    `Gemma2RMSNorm` in transformers (https://github.com/huggingface/transformers/pull/29402).
+    The weight is Llama's, or with `unit_offset` Gemma's, which scales by 1 + weight.
     """
 
     def __init__(self, width: int, spec: NormSpec, *, layers: int | None, dtype: DTypeLike) -> None:
@@ -27,13 +23,42 @@ class RMSNorm(nnx.Module):
         start = jnp.zeros if spec.unit_offset else jnp.ones
         self.weight = nnx.Param(start(shape, dtype))
 
-    def __call__(self, x: Float[Array, "... D"], *, adapters: bool) -> Float[Array, "... D"]:
+    def __call__(
+        self, x: Float[Array, "... D"], *, adapters: bool, kernels: str
+    ) -> Float[Array, "... D"]:
         """Normalise `x`; statistics in float32, result in x's dtype."""
-        weight = weight_of(self, adapters)
-        compute = jnp.promote_types(x.dtype, jnp.float32)
-        wide = x.astype(compute)
-        mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
-        normed = wide * lax.rsqrt(mean_square + self.spec.rms_norm_eps)
-        if self.spec.unit_offset:
-            return (normed * (1 + weight.astype(compute))).astype(x.dtype)
-        return normed.astype(x.dtype) * weight.astype(x.dtype)
+        return rms_norm(
+            x,
+            weight_of(self, adapters),
+            eps=self.spec.rms_norm_eps,
+            unit_offset=self.spec.unit_offset,
+            backend=kernels,
+        )
+
+    def of_stream(
+        self,
+        x: Float[Array, "... D"],
+        y: Float[Array, "... D"] | None,
+        *,
+        adapters: bool,
+        kernels: str,
+    ) -> tuple[Float[Array, "... D"], Float[Array, "... D"]]:
+        """Normalise the residual stream.
+
+        Args:
+          x: The stream, [..., D].
+          y: What joins it first; None: nothing.
+          adapters: False gives the base model's weight.
+          kernels: Backend request.
+
+        Returns:
+          (norm, x + y); going on with this sum, not with x, makes the backward pass one.
+        """
+        return add_rms_norm(
+            x,
+            y,
+            weight_of(self, adapters),
+            eps=self.spec.rms_norm_eps,
+            unit_offset=self.spec.unit_offset,
+            backend=kernels,
+        )

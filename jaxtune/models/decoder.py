@@ -54,16 +54,24 @@ class Block(nnx.Module):
         Without `sandwich`, `post_attention_layernorm` is Llama's norm before the MLP; with it,
         the norm of attention's output, and the one before the MLP has a name of its own.
         """
-        on = context.adapters
-        y, cache = self.self_attn(self.input_layernorm(x, adapters=on), context)
+        on, kernels = context.adapters, context.row_kernels
+        normed, x = self.input_layernorm.of_stream(1 * x, None, adapters=on, kernels=kernels)
+        y, cache = self.self_attn(normed, context)
+        before_mlp = self.post_attention_layernorm
         if self.sandwich:
             y = named(y, ATTENTION_PROJECTION)
-            x = named(x + self.post_attention_layernorm(y, adapters=on), MIDDLE)
-            y = self.mlp(self.pre_feedforward_layernorm(x, adapters=on), context)
+            y = self.post_attention_layernorm(y, adapters=on, kernels=kernels)
+            before_mlp = self.pre_feedforward_layernorm
+        if context.named_kept:
+            # Added outside the norm: the backward pass then redoes the norm from the kept sum, and
+            # not from attention's projection, which it would have to redo first.
+            x, y = named(x + y, MIDDLE), None
+        normed, x = before_mlp.of_stream(x, y, adapters=on, kernels=kernels)
+        y = self.mlp(normed, context)
+        if self.sandwich:
             y = named(y, MLP_PROJECTION)
-            return x + self.post_feedforward_layernorm(y, adapters=on), cache
-        x = named(x + y, MIDDLE)
-        return x + self.mlp(self.post_attention_layernorm(x, adapters=on), context), cache
+            y = self.post_feedforward_layernorm(y, adapters=on, kernels=kernels)
+        return x + y, cache
 
 
 class Decoder(nnx.Module):
@@ -73,6 +81,8 @@ class Decoder(nnx.Module):
       dtype: Of the activations; trained weights may be wider.
       remat: Which intermediate results the backward pass finds; see `jaxtune.models.run`.
       kernels: Backend request handed to every op.
+      spread: Rows are spread over devices. The compiler would gather them for a kernel, so ops on
+        activations alone are plain JAX unless `kernels` forces them.
     """
 
     def __init__(
@@ -93,6 +103,7 @@ class Decoder(nnx.Module):
         self.norm = RMSNorm(config.hidden_size, config.norm, layers=None, dtype=dtype)
         self.remat: Remat = "full"
         self.kernels = "auto"
+        self.spread = False
 
     def __call__(
         self,
@@ -122,18 +133,7 @@ class Decoder(nnx.Module):
           Hidden states [B, T, D], and the cache (None if none was given).
         """
         config = self.config
-        # A packed row may be longer: its documents count their positions from 0.
-        if segment_ids is None and input_ids.shape[1] > config.max_position_embeddings:
-            raise ValueError(
-                "a row must not be longer than the model's range; got "
-                f"{input_ids.shape[1]} tokens, wanted <= {config.max_position_embeddings}. "
-                "Shorten the rows (max_seq_length)."
-            )
-        if cache is not None and (segment_ids is None or positions is None):
-            raise ValueError(
-                "a cache needs `segment_ids` and `positions` of the new tokens, since rows are "
-                "padded on the left; got None. Pass both."
-            )
+        self._check_call(input_ids.shape[1], segment_ids, positions, cache)
         x = self.embed_tokens(input_ids, adapters=adapters)
         x = x if inputs_embeds is None else inputs_embeds
         if positions is None:
@@ -161,14 +161,43 @@ class Decoder(nnx.Module):
                 adapters=adapters,
                 dropout_key=key,
                 kernels=self.kernels,
+                row_kernels=self.row_kernels,
+                named_kept=self.remat == "none",
             )
             return block(x, context)
 
         x, cache = run_layers(
             self.layers, layer, x, cache, config.num_hidden_layers, len(config.period), self.remat
         )
-        x = self.norm(x, adapters=adapters)
+        x = self.norm(x, adapters=adapters, kernels=self.row_kernels)
         return x, cache if cache is None else cache.advance(input_ids.shape[1])
+
+    @property
+    def row_kernels(self) -> str:
+        """Backend request of the ops on activations alone."""
+        return "xla" if self.spread and self.kernels == "auto" else self.kernels
+
+    def _check_call(
+        self,
+        length: int,
+        segment_ids: jax.Array | None,
+        positions: jax.Array | None,
+        cache: KVCache | None,
+    ) -> None:
+        """Refuse rows that are too long, and a cache without what it needs."""
+        limit = self.config.max_position_embeddings
+        # A packed row may be longer: its documents count their positions from 0.
+        if segment_ids is None and length > limit:
+            raise ValueError(
+                "a row must not be longer than the model's range; got "
+                f"{length} tokens, wanted <= {limit}. "
+                "Shorten the rows (max_seq_length)."
+            )
+        if cache is not None and (segment_ids is None or positions is None):
+            raise ValueError(
+                "a cache needs `segment_ids` and `positions` of the new tokens, since rows are "
+                "padded on the left; got None. Pass both."
+            )
 
 
 class CausalLM(nnx.Module):

@@ -10,6 +10,8 @@ from pallas_kernels.lora_linear.base import frozen_linear
 from pallas_kernels.lora_linear.cases import REAL_CASES, Case, make_inputs
 from pallas_kernels.lora_linear.contract import Adapter, Inputs
 
+FORMULA = "y_j = x W_j^T + s_j (x A_j^T) B_j^T"
+
 CASES = {case.name: case for case in REAL_CASES}
 
 Outputs = tuple[Array, ...]

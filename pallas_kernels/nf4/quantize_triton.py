@@ -7,11 +7,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, UInt8
 
-from pallas_kernels.dispatch import Problem
 from pallas_kernels.nf4.quantize_xla import SMALLEST
 from pallas_kernels.nf4.tables import CELLS, cells
 from pallas_kernels.nf4.triton import refuse
-from pallas_kernels.pallas_triton import backends, plt, whole
+from pallas_kernels.pallas_triton import backends, plt, refuse_dtype, whole
 
 CODES = 1024  # bytes of codes that a program writes: two tiles of 1,024 weights
 WARPS = 2
@@ -103,10 +102,4 @@ def truncated(x: Array, interpret: bool) -> Array:
     return whole_part
 
 
-def _refuse_dtype(problem: Problem) -> str | None:
-    if problem.dtype in ("float32", "bfloat16", "float16"):
-        return None
-    return f"weights must be float32, bfloat16 or float16; got {problem.dtype}"
-
-
-BACKEND, INTERPRET = backends(forward, refuse, _refuse_dtype)
+BACKEND, INTERPRET = backends(forward, refuse, refuse_dtype)

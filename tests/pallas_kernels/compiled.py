@@ -8,6 +8,8 @@ import jax
 
 # Small programs run once: unoptimised code compiles in half the time.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+# XLA may otherwise leave out a cast to a half dtype and back.
+exact_jit = partial(jax.jit, compiler_options={"xla_allow_excess_precision": False})
 
 
 def array_sizes(function, *arguments):

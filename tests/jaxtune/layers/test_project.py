@@ -46,6 +46,8 @@ def context(*, adapters: bool = True, key: jax.Array | None = None) -> LayerCont
         adapters=adapters,
         dropout_key=key,
         kernels="auto",
+        row_kernels="auto",
+        named_kept=False,
     )
 
 

@@ -36,7 +36,7 @@ def losses(mesh, batch):
     trainer.train()
     up = model.model.layers.mlp.up_proj
     placed = [len(a.sharding.device_set) for a in (up.weight[...], up.lora_A[...])]
-    return [r["loss"] for r in trainer.state.log_history[:-1]], placed
+    return [r["loss"] for r in trainer.state.log_history[:-1]], [*placed, model.model.row_kernels]
 
 mesh = jax.make_mesh((2,), ("data",))
 print(json.dumps([losses(None, 4), losses(mesh, 2)]))
@@ -58,7 +58,7 @@ def test_two_devices_give_the_losses_of_one(tmp_path: Path) -> None:
     (one, placed), (two, spread) = json.loads(done.stdout.splitlines()[-1])
     assert two == pytest.approx(one, rel=tolerance("float32", "loss"))
     assert len(set(one)) == 4
-    assert (placed, spread) == ([1, 1], [2, 2])
+    assert (placed, spread) == ([1, 1, "auto"], [2, 2, "xla"])
 
 
 @pytest.mark.parametrize(

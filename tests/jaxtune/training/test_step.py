@@ -395,6 +395,8 @@ def test_dropout_keeps_the_expected_share_and_the_expectation():
         adapters=True,
         dropout_key=jax.random.key(5),
         kernels="auto",
+        row_kernels="auto",
+        named_kept=False,
     )
     n = 40_000
     y = np.asarray(linear(jnp.ones((1, n // 4, 4)), context, 0))

@@ -8,7 +8,7 @@ import pytest
 
 from pallas_kernels.nf4 import nested_triton, quantize_triton, triton
 from pallas_kernels.nf4.cases import REAL_CASES, Case, make_stack
-from tests.pallas_kernels.lowering import lowered, operands, results
+from tests.pallas_kernels.lowering import SHORT, lowered, operands, results
 
 CASES = (*REAL_CASES, Case(name="rows_of_172", L=5, O=172, I=64))
 BY_NAME = {case.name: case for case in CASES}
@@ -55,5 +55,4 @@ def test_quantisation_lowers(name, dtype):
     case = BY_NAME[name]
     weight = jax.ShapeDtypeStruct((case.O * case.I,), dtype)
     text = lowered(partial(quantize_triton.forward, block=64), weight)
-    short = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}[dtype]
-    assert operands(text)[0] == f"{case.O * case.I}x{short}"
+    assert operands(text)[0] == f"{case.O * case.I}x{SHORT[dtype]}"
