@@ -24,6 +24,7 @@ GROUPS = (GEMM, ATTENTION, DEQUANTISATION, LORA, ELEMENTWISE, COPIES, OPTIMIZER,
 RULES: tuple[tuple[str, str, str], ...] = (
     (ATTENTION, "name", r"cudnn|flash|sdpa|fmha|mha|attention"),
     (DEQUANTISATION, "name", r"nf4|dequant"),
+    (LORA, "name", r"lora"),
     (LORA, "scope", r"\blora\b"),
     (ATTENTION, "scope", r"dot_product_attention|flash|sdpa"),
     (GEMM, "name", r"gemm|gemv|cutlass|nvjet|xmma|cublas"),
@@ -33,7 +34,7 @@ RULES: tuple[tuple[str, str, str], ...] = (
     (
         ELEMENTWISE,
         "name",
-        r"fusion|norm|glu|softmax|reduce|convert|broadcast|concatenate|select|transpose|add|mul",
+        r"fusion|norm|glu|cross_entropy|softmax|reduce|convert|broadcast|concatenate|select|transpose|add|mul",
     ),
 )
 OP_NAME = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = .*?op_name="((?:[^"\\]|\\.)*)"', re.MULTILINE)

@@ -25,6 +25,7 @@ class LayerContext:
       dropout_key: Of this layer; None turns dropout off.
       kernels: Backend request handed to every op.
       row_kernels: That of the ops on activations alone: norms and the gated activation.
+      split_kernels: That of the LoRA products: rows may be split over devices.
       named_kept: The backward pass finds what has a name (the plan "none").
     """
 
@@ -38,4 +39,5 @@ class LayerContext:
     dropout_key: jax.Array | None
     kernels: str
     row_kernels: str
+    split_kernels: str
     named_kept: bool

@@ -130,7 +130,8 @@ def project(
         [linear.adapter(lora, context) for linear, lora in adapted],
         layer=context.layer,
         dropped=_dropped(adapted[0][1], x, context, first_slot) if dropping else None,
-        backend=context.kernels,
+        backend=context.split_kernels,
+        dequantizer=context.kernels,
     )
     return [linear.with_bias(y) for linear, y in zip(linears, outputs, strict=True)]
 

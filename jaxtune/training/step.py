@@ -87,7 +87,7 @@ def token_losses(
         model.head_weight().astype(hidden.dtype),
         labels.reshape(-1),
         softcap=model.config.final_logit_softcapping,
-        backend=model.model.kernels,
+        backend=model.model.split_kernels,
     )
     return loss_sum, jnp.sum(labels != IGNORE)
 

@@ -53,9 +53,9 @@ LARGE = {  # data-centre cards: 163 KiB or more
         dq=Blocks(q=128, k=64, warps=8, stages=3),
     ),
     128: Sizes(
-        forward=Blocks(q=128, k=64, warps=8, stages=3),
-        dkv=Blocks(q=64, k=128, warps=8, stages=2),
-        dq=Blocks(q=128, k=64, warps=8, stages=2),
+        forward=Blocks(q=64, k=64, warps=4, stages=3),
+        dkv=Blocks(q=64, k=64, warps=4, stages=2),
+        dq=Blocks(q=64, k=64, warps=4, stages=2),
     ),
     256: Sizes(
         forward=Blocks(q=64, k=64, warps=8, stages=2),

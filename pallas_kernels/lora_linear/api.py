@@ -18,7 +18,7 @@ BACKENDS: tuple[Backend, ...] = (triton.BACKEND, xla.BACKEND, triton.INTERPRET)
 INNER_NAME = "lora_input"
 
 
-def lora_linear(
+def lora_linear(  # noqa: PLR0913  (the argument list of the published op)
     x: Float[Array, "*B I"],
     weights: Sequence[Weight],
     adapters: Sequence[Adapter],
@@ -26,6 +26,7 @@ def lora_linear(
     layer: Int[Array, ""] | int = 0,
     dropped: Float[Array, "..."] | None = None,
     backend: str = "auto",
+    dequantizer: str | None = None,
 ) -> tuple[Float[Array, "*B _"], ...]:
     """Project one input by several frozen weights, each with its LoRA branch.
 
@@ -45,6 +46,7 @@ def lora_linear(
       layer: Index into weights that are stacks; may be traced.
       dropped: What the A_j multiply, if not x: x after dropout, [..., I].
       backend: "auto", "xla", "triton" or "interpret".
+      dequantizer: Backend of the dequantisation; None: as `backend`.
 
     Returns:
       y_j, [..., O_j] in x's dtype.
@@ -63,7 +65,8 @@ def lora_linear(
         dtype=str(x.dtype),
         sizes={"I": x.shape[-1], "R": max(adapter.a.shape[0] for adapter in adapters)},
     )
-    return differentiable(choose(backend, BACKENDS, problem), Options(kernels=backend), inputs)
+    options = Options(kernels=dequantizer or backend)
+    return differentiable(choose(backend, BACKENDS, problem), options, inputs)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -29,7 +29,7 @@ class Options:
     """Static arguments of one call.
 
     Attributes:
-      kernels: Backend request for the ops within.
+      kernels: Backend request for the dequantisation.
     """
 
     kernels: str

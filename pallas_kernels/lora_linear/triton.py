@@ -19,7 +19,7 @@ from pallas_kernels.pallas_triton import backends, plt, refuse_dtype, whole
 
 COLUMNS = 256  # of a program's strip
 TILE = 64  # rows of a step
-ROWS = 512  # of a program
+ROWS = 1024  # of a program
 WARPS, STAGES = 4, 3
 MAXIMUM_RANK = 64  # the strip's sums must stay in registers
 WORTH_BYTES = 2**24  # below it the second read of dy costs less than the sums over programs

@@ -47,6 +47,7 @@ def context(*, adapters: bool = True, key: jax.Array | None = None) -> LayerCont
         dropout_key=key,
         kernels="auto",
         row_kernels="auto",
+        split_kernels="auto",
         named_kept=False,
     )
 

@@ -396,6 +396,7 @@ def test_dropout_keeps_the_expected_share_and_the_expectation():
         dropout_key=jax.random.key(5),
         kernels="auto",
         row_kernels="auto",
+        split_kernels="auto",
         named_kept=False,
     )
     n = 40_000
