@@ -2,6 +2,9 @@
 
 from pallas_kernels.attention import attention as attention
 from pallas_kernels.backends import check_backend as check_backend
+from pallas_kernels.blockwise_quant import Blockwise as Blockwise
+from pallas_kernels.blockwise_quant import dequantize_blockwise as dequantize_blockwise
+from pallas_kernels.blockwise_quant import quantize_blockwise as quantize_blockwise
 from pallas_kernels.cross_entropy import linear_cross_entropy as linear_cross_entropy
 from pallas_kernels.dispatch import Unsupported as Unsupported
 from pallas_kernels.nf4 import NF4 as NF4
@@ -10,10 +13,13 @@ from pallas_kernels.nf4 import quantize_nf4 as quantize_nf4
 
 __all__ = [
     "NF4",
+    "Blockwise",
     "Unsupported",
     "attention",
     "check_backend",
+    "dequantize_blockwise",
     "dequantize_nf4",
     "linear_cross_entropy",
+    "quantize_blockwise",
     "quantize_nf4",
 ]
