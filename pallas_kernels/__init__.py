@@ -1,5 +1,6 @@
 """Operations of the training step, each one `custom_vjp` over interchangeable backends."""
 
+from pallas_kernels.adam_8bit import adam_8bit as adam_8bit
 from pallas_kernels.attention import attention as attention
 from pallas_kernels.backends import check_backend as check_backend
 from pallas_kernels.blockwise_quant import Blockwise as Blockwise
@@ -15,6 +16,7 @@ __all__ = [
     "NF4",
     "Blockwise",
     "Unsupported",
+    "adam_8bit",
     "attention",
     "check_backend",
     "dequantize_blockwise",

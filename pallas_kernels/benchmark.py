@@ -15,12 +15,14 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.adam_8bit import bench as adam_8bit_bench
 from pallas_kernels.attention import bench as attention_bench
 from pallas_kernels.blockwise_quant import bench as blockwise_quant_bench
 from pallas_kernels.cross_entropy import bench as cross_entropy_bench
 from pallas_kernels.nf4 import bench as nf4_bench
 
 OPS: dict[str, ModuleType] = {
+    "adam_8bit": adam_8bit_bench,
     "attention": attention_bench,
     "blockwise_quant": blockwise_quant_bench,
     "cross_entropy": cross_entropy_bench,

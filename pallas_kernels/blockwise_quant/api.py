@@ -17,7 +17,11 @@ DEQUANTIZE: tuple[Backend, ...] = (
 
 
 def quantize_blockwise(
-    x: Float[Array, "L N"], *, signed: bool = True, backend: str = "auto"
+    x: Float[Array, "L N"],
+    *,
+    signed: bool = True,
+    keeps_sign: bool = False,
+    backend: str = "auto",
 ) -> Blockwise:
     """Values in bitsandbytes' dynamic 8 bits, as its CUDA kernel quantises them.
 
@@ -31,19 +35,24 @@ def quantize_blockwise(
     Args:
       x: Rows that are quantised apart, [L, N], float32, bfloat16 or float16.
       signed: Which type; the unsigned one has twice the values in [0, 1], and is for x >= 0.
+      keeps_sign: A negative value never becomes 0 but the code below, as in bitsandbytes' optimizer
+        kernels; signed type only.
       backend: "auto", "xla", "triton" or "interpret".
 
     Returns:
       The blocks; the last one of a row is filled up with zeros.
 
     Raises:
+      ValueError: `keeps_sign` in the unsigned type.
       Unsupported: The forced backend is missing or cannot do this call.
 
     Source: https://arxiv.org/abs/2110.02861; bitsandbytes 0.50 `csrc/kernels.cu`
       `kQuantizeBlockwise` (its CPU kernel reads the code from a table of 2^16 cells instead).
     """
+    if keeps_sign and not signed:
+        raise ValueError("`keeps_sign` is for the signed type; got signed=False. Leave it out.")
     problem = _problem("quantize_blockwise", x.shape[0], x.shape[1], x.dtype)
-    return choose(backend, QUANTIZE, problem).forward(x, signed=signed)
+    return choose(backend, QUANTIZE, problem).forward(x, signed=signed, keeps_sign=keeps_sign)
 
 
 def dequantize_blockwise(

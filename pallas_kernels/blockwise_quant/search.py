@@ -1,5 +1,6 @@
 """The code of a value: arithmetic that leaves two candidates, and one look at their middle."""
 
+import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -29,14 +30,20 @@ def nearest(
       The codes.
     """
     magnitude = jnp.abs(x) if signed else x
-    place = None
-    for slope, intercept in LINES[signed]:
-        line = magnitude * slope + intercept
-        place = line if place is None else jnp.minimum(place, line)
-    rank = place.astype(jnp.int32)  # positive, so the cast is the floor
+    found = [magnitude * slope + intercept for slope, intercept in LINES[signed]]
+    rank = functools.reduce(jnp.minimum, found).astype(jnp.int32)  # positive: cast is floor
     zero = ZERO_CODES[signed]
     low = jnp.where(x < 0, zero - 1 - rank, zero + rank) if signed else rank
     low = jnp.clip(low, 0, 254)
     middle = middle_of(low)
     above = (x > middle) | ((x == middle) & (low % 2 == 1))
     return low + above.astype(jnp.int32)
+
+
+def keep_sign(code: Int[Array, "..."], x: Float[Array, "..."]) -> Int[Array, "..."]:
+    """Codes of the signed type in which no negative value became 0, but the one below 0.
+
+    bitsandbytes' optimizers do so with first moments. A positive value may become 0 there.
+    """
+    zero = ZERO_CODES[True]
+    return jnp.where((x < 0) & (code == zero), zero - 1, code)

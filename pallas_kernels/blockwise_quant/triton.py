@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.blockwise_quant.contract import BLOCK, Blockwise
 from pallas_kernels.blockwise_quant.rounding import reciprocal
-from pallas_kernels.blockwise_quant.search import nearest
+from pallas_kernels.blockwise_quant.search import keep_sign, nearest
 from pallas_kernels.blockwise_quant.tables import DYNAMIC_TABLES, MIDDLES
 from pallas_kernels.dispatch import Problem
 from pallas_kernels.pallas_triton import backends, plt, whole
@@ -21,7 +21,9 @@ UNSAFE_BYTES = (2**31, 2**32)  # Triton's 32-bit offsets into codes of this size
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def quantize(x: Float[Array, "L N"], *, signed: bool, interpret: bool = False) -> Blockwise:
+def quantize(
+    x: Float[Array, "L N"], *, signed: bool, keeps_sign: bool = False, interpret: bool = False
+) -> Blockwise:
     """Codes and absmax of each row; see `xla.quantize`."""
     rows, size = x.shape
     blocks = pl.cdiv(size, BLOCK)
@@ -31,7 +33,7 @@ def quantize(x: Float[Array, "L N"], *, signed: bool, interpret: bool = False) -
     )
     operands = (x, jnp.asarray(MIDDLES[signed], jnp.float32))
     codes, absmax = pl.pallas_call(
-        partial(_quantize_kernel, size, blocks, signed, interpret),
+        partial(_quantize_kernel, signed, keeps_sign, interpret),
         out_shape=out,
         grid=(pl.cdiv(blocks, BLOCKS), rows),
         in_specs=[whole(array) for array in operands],
@@ -44,15 +46,15 @@ def quantize(x: Float[Array, "L N"], *, signed: bool, interpret: bool = False) -
 
 
 def _quantize_kernel(
-    size: int,
-    blocks: int,
     signed: bool,
+    keeps_sign: bool,
     interpret: bool,
     x_ref: jax.Ref,  # [L, N]
     middles_ref: jax.Ref,  # [255]
     codes_ref: jax.Ref,  # [L, blocks * 256]
     absmax_ref: jax.Ref,  # [L, blocks]
 ) -> None:
+    size, blocks = x_ref.shape[1], absmax_ref.shape[1]
     row, place, block = tile()
     x = plt.load(x_ref.at[row, place], mask=place < size, other=0.0)
     x = x.astype(jnp.float32).reshape(BLOCKS, BLOCK)
@@ -60,6 +62,7 @@ def _quantize_kernel(
     absmax = jnp.max(jnp.where(x == x, jnp.abs(x), jnp.inf), axis=1)
     scaled = (x * reciprocal(absmax, compiled=not interpret)[:, None]).reshape(BLOCKS * BLOCK)
     code = nearest(scaled, lambda index: plt.load(middles_ref.at[index]), signed=signed)
+    code = keep_sign(code, scaled) if keeps_sign else code
     plt.store(codes_ref.at[row, place], code.astype(jnp.uint8), mask=place < blocks * BLOCK)
     plt.store(absmax_ref.at[row, block], absmax, mask=block < blocks)
 
@@ -73,7 +76,7 @@ def dequantize(
     table = jnp.asarray(DYNAMIC_TABLES[blocks.signed], jnp.float32)
     operands = (blocks.codes.reshape(rows, count * BLOCK), blocks.absmax, table)
     return pl.pallas_call(
-        partial(_dequantize_kernel, size, count),
+        _dequantize_kernel,
         out_shape=out,
         grid=(pl.cdiv(count, BLOCKS), rows),
         in_specs=[whole(array) for array in operands],
@@ -85,13 +88,12 @@ def dequantize(
 
 
 def _dequantize_kernel(
-    size: int,
-    blocks: int,
     codes_ref: jax.Ref,  # [L, blocks * 256]
     absmax_ref: jax.Ref,  # [L, blocks]
     table_ref: jax.Ref,  # [256]
     out_ref: jax.Ref,  # [L, N]
 ) -> None:
+    size, blocks = out_ref.shape[1], absmax_ref.shape[1]
     row, place, block = tile()
     code = plt.load(codes_ref.at[row, place], mask=place < blocks * BLOCK, other=0)
     absmax = plt.load(absmax_ref.at[row, block], mask=block < blocks, other=0.0)

@@ -6,17 +6,18 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.blockwise_quant.contract import BLOCK, Blockwise
 from pallas_kernels.blockwise_quant.rounding import reciprocal
-from pallas_kernels.blockwise_quant.search import nearest
+from pallas_kernels.blockwise_quant.search import keep_sign, nearest
 from pallas_kernels.blockwise_quant.tables import DYNAMIC_TABLES, MIDDLES
 from pallas_kernels.dispatch import Backend, serves_all
 
 
-def quantize(x: Float[Array, "L N"], *, signed: bool) -> Blockwise:
+def quantize(x: Float[Array, "L N"], *, signed: bool, keeps_sign: bool = False) -> Blockwise:
     """Codes and absmax of each row.
 
     Args:
       x: [L, N].
       signed: Which of the two types.
+      keeps_sign: See `keep_sign`.
 
     Returns:
       The blocks.
@@ -28,6 +29,7 @@ def quantize(x: Float[Array, "L N"], *, signed: bool) -> Blockwise:
     middles = jnp.asarray(MIDDLES[signed], jnp.float32)
     scaled = blocks * reciprocal(absmax)[..., None]
     code = nearest(scaled, lambda index: middles[index], signed=signed)
+    code = keep_sign(code, scaled) if keeps_sign else code
     return Blockwise(codes=code.astype(jnp.uint8), absmax=absmax, signed=signed)
 
 

@@ -55,7 +55,7 @@ def test_providers_of_every_real_case_have_equal_shapes(op):
     for case in bench.CASES.values():
         arrays, rest = jax.eval_shape(lambda case=case: bench.arguments(case))
         shapes = {
-            jax.eval_shape(partial(provider, case), arrays, rest).shape
+            str(jax.eval_shape(partial(provider, case), arrays, rest))
             for provider in bench.PROVIDERS.values()
         }
         assert len(shapes) == 1

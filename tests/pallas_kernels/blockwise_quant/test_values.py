@@ -154,6 +154,18 @@ def test_absmax_of_a_block_tells_what_is_not_finite(bad, backend):
         np.testing.assert_array_equal(wrong.codes[block], right.codes[block])
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_negative_value_is_kept_from_zero_on_request(backend):
+    x = jnp.asarray([[1, -1e-8, 1e-8, -2e-7, -3e-7, 0, -0.5]], jnp.float32)
+    plain = quantize_blockwise(x, backend=backend).codes[0, 0, :7]
+    kept = quantize_blockwise(x, keeps_sign=True, backend=backend).codes[0, 0, :7]
+    np.testing.assert_array_equal(plain[:-1], [255, 127, 127, 127, 126, 127])
+    np.testing.assert_array_equal(kept[:-1], [255, 126, 127, 126, 126, 127])
+    assert plain[-1] == kept[-1]
+    with pytest.raises(ValueError, match="got signed=False"):
+        quantize_blockwise(x, signed=False, keeps_sign=True, backend=backend)
+
+
 def test_blocks_take_a_byte_and_a_64th():
     blocks = quantize_blockwise(jnp.ones((3, 2560)))
     assert blocks.nbytes == 3 * 2560 * (1 + 4 / 256)
