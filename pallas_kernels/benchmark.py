@@ -18,7 +18,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.adam_8bit import bench as adam_8bit_bench
 from pallas_kernels.attention import bench as attention_bench
+from pallas_kernels.blockwise_quant import bench as blockwise_quant_bench
 from pallas_kernels.cards import write_card
 from pallas_kernels.cross_entropy import bench as cross_entropy_bench
 from pallas_kernels.cross_entropy import rows_bench as cross_entropy_rows_bench
@@ -31,7 +33,9 @@ from pallas_kernels.rms_norm import bench as rms_norm_bench
 from pallas_kernels.timing import Rates, input_sets, measure, measure_rates
 
 OPS: dict[str, ModuleType] = {
+    "adam_8bit": adam_8bit_bench,
     "attention": attention_bench,
+    "blockwise_quant": blockwise_quant_bench,
     "cross_entropy": cross_entropy_bench,
     "cross_entropy_rows": cross_entropy_rows_bench,
     "glu": glu_bench,

@@ -13,8 +13,9 @@ from jax.typing import DTypeLike
 
 from convert import QuantizedTensor
 from pallas_kernels import NF4
+from pallas_kernels.blockwise_quant.tables import DYNAMIC_TABLE
 from pallas_kernels.nf4 import NestedAbsmax, from_pairs
-from pallas_kernels.nf4.tables import DYNAMIC_TABLE, NF4_TABLE
+from pallas_kernels.nf4.tables import NF4_TABLE
 
 
 def from_file(tensor: QuantizedTensor, place: NamedSharding | None) -> NF4:

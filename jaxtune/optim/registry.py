@@ -4,7 +4,11 @@ from collections.abc import Callable
 
 import optax
 
+from jaxtune.optim.adafactor import adafactor
+from jaxtune.optim.adamw_8bit import adamw_8bit
 from jaxtune.optim.decay import decay_mask
+from jaxtune.optim.lion import lion_8bit, lion_32bit
+from jaxtune.optim.paged import paged
 
 
 def _adamw(
@@ -14,6 +18,36 @@ def _adamw(
     return optax.adamw(
         learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decay_mask
     )
+
+
+def _paged_adamw_8bit(
+    learning_rate: optax.Schedule, b1: float, b2: float, eps: float, weight_decay: int | float
+) -> optax.GradientTransformation:
+    return paged(adamw_8bit(learning_rate, b1, b2, eps, weight_decay))
+
+
+def _adafactor(
+    learning_rate: optax.Schedule, b1: float, b2: float, eps: float, weight_decay: int | float
+) -> optax.GradientTransformation:
+    """Adafactor; b1, b2 and eps have no part, as in transformers' trainer."""
+    del b1, b2, eps
+    return adafactor(learning_rate, weight_decay)
+
+
+def _lion_32bit(
+    learning_rate: optax.Schedule, b1: float, b2: float, eps: float, weight_decay: int | float
+) -> optax.GradientTransformation:
+    """Lion with Adam's b1 and b2, as transformers' trainer has it; eps has no part."""
+    del eps
+    return lion_32bit(learning_rate, b1, b2, weight_decay)
+
+
+def _lion_8bit(
+    learning_rate: optax.Schedule, b1: float, b2: float, eps: float, weight_decay: int | float
+) -> optax.GradientTransformation:
+    """As `_lion_32bit`, in 8 bits."""
+    del eps
+    return lion_8bit(learning_rate, b1, b2, weight_decay)
 
 
 def _sgd(
@@ -27,8 +61,14 @@ def _sgd(
 
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adafactor": _adafactor,
+    "adamw_8bit": adamw_8bit,
+    "adamw_bnb_8bit": adamw_8bit,
     "adamw_torch": _adamw,
     "adamw_torch_fused": _adamw,
+    "lion_32bit": _lion_32bit,
+    "lion_8bit": _lion_8bit,
+    "paged_adamw_8bit": _paged_adamw_8bit,
     "sgd": _sgd,
 }
 
@@ -50,7 +90,7 @@ def create_optimizer(
       b1: Decay of the first moment.
       b2: Decay of the second moment.
       eps: Added to the root of the second moment.
-      weight_decay: Decoupled for AdamW; biases and norms are spared, see `decay_mask`.
+      weight_decay: Decoupled for AdamW and Lion; biases and norms are spared, see `decay_mask`.
 
     Returns:
       An optax transformation.
@@ -58,9 +98,11 @@ def create_optimizer(
     Raises:
       ValueError: No optimizer has that name.
     """
-    if name not in OPTIMIZERS:
+    if name == "adamw_hf":
         raise ValueError(
-            f"`optim` must be one of {sorted(OPTIMIZERS)} in this version; got {name!r}. "
-            "8-bit states are not built yet: use optim='adamw_torch'."
+            "`optim` must be an optimizer that transformers has; got 'adamw_hf', which it removed. "
+            "Use optim='adamw_torch'."
         )
+    if name not in OPTIMIZERS:
+        raise ValueError(f"`optim` must be one of {sorted(OPTIMIZERS)}; got {name!r}.")
     return OPTIMIZERS[name](learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)

@@ -11,8 +11,7 @@ SAVE_STRATEGIES = ("no", "steps", "epoch")
 class SFTConfig:
     """Options of `SFTTrainer`; every field is read.
 
-    Defaults are TRL's names with Unsloth's values, but for `optim`: 8-bit states are not built
-    yet, so it is "adamw_torch".
+    Defaults are TRL's names with Unsloth's values.
 
     Attributes:
       output_dir: Where checkpoints and `SFTTrainer.save_model` write; None: nowhere.
@@ -30,7 +29,7 @@ class SFTConfig:
         for "constant", which has none.
       warmup_ratio: The older name of such a share; None: `warmup_steps` alone.
       optim: See `jaxtune.optim.registry`.
-      weight_decay: Decoupled weight decay, 1/step.
+      weight_decay: Decoupled weight decay, 1/step (coupled for "sgd").
       adam_beta1: Decay of the first moment.
       adam_beta2: Decay of the second moment.
       adam_epsilon: Added to the root of the second moment.
@@ -57,7 +56,7 @@ class SFTConfig:
     lr_scheduler_type: str = "linear"
     warmup_steps: int | float = DEFAULT_WARMUP
     warmup_ratio: int | float | None = None
-    optim: str = "adamw_torch"
+    optim: str = "adamw_8bit"
     weight_decay: int | float = 0.001
     adam_beta1: int | float = 0.9
     adam_beta2: int | float = 0.999

@@ -10,8 +10,8 @@ from pallas_kernels.dispatch import Backend, Problem, choose, current_device
 from pallas_kernels.glu import triton, xla
 from pallas_kernels.glu.contract import ACTIVATIONS, Options, Residuals
 
-# Plain JAX is as fast by itself, and inside a program it fuses with what is around it: with slices of
-# what a scan has kept, which a kernel would have copied first.
+# Plain JAX is as fast by itself, and inside a program it fuses with what is around it: with slices
+# of what a scan has kept, which a kernel would have copied first.
 BACKENDS: tuple[Backend, ...] = (xla.BACKEND, triton.BACKEND, triton.INTERPRET)
 
 

@@ -18,7 +18,7 @@ BACKENDS: tuple[Backend, ...] = (triton.BACKEND, xla.BACKEND, triton.INTERPRET)
 INNER_NAME = "lora_input"
 
 
-def lora_linear(  # noqa: PLR0913  (the argument list of the published op)
+def lora_linear(
     x: Float[Array, "*B I"],
     weights: Sequence[Weight],
     adapters: Sequence[Adapter],

@@ -7,8 +7,8 @@ from functools import partial
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from pallas_kernels.blockwise_quant.contract import BLOCK as NESTED_BLOCK
 from pallas_kernels.nf4.contract import NF4
-from pallas_kernels.nf4.nested_xla import BLOCK as NESTED_BLOCK
 from pallas_kernels.nf4.quantize import quantize_nf4
 
 

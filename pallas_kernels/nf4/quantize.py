@@ -6,20 +6,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from pallas_kernels.blockwise_quant import quantize_blockwise
+from pallas_kernels.blockwise_quant.contract import BLOCK
+from pallas_kernels.blockwise_quant.tables import DYNAMIC_TABLE
 from pallas_kernels.dispatch import Backend, Problem, choose, current_device
-from pallas_kernels.nf4 import nested_triton, nested_xla, quantize_triton, quantize_xla
+from pallas_kernels.nf4 import quantize_triton, quantize_xla
 from pallas_kernels.nf4.contract import NF4, NestedAbsmax
-from pallas_kernels.nf4.tables import DYNAMIC_TABLE, NF4_TABLE
+from pallas_kernels.nf4.tables import NF4_TABLE
 
 BACKENDS: tuple[Backend, ...] = (
     quantize_triton.BACKEND,
     quantize_xla.BACKEND,
     quantize_triton.INTERPRET,
-)
-NESTED_BACKENDS: tuple[Backend, ...] = (
-    nested_triton.BACKEND,
-    nested_xla.BACKEND,
-    nested_triton.INTERPRET,
 )
 
 
@@ -59,9 +57,7 @@ def quantize_nf4(
     if nested:
         absmax, scale, offset = double_quantize(absmax, backend=backend)
         table = jnp.asarray(DYNAMIC_TABLE, jnp.float32)
-        how = NestedAbsmax(
-            absmax=scale[None], table=table, offset=offset[None], block=nested_xla.BLOCK
-        )
+        how = NestedAbsmax(absmax=scale[None], table=table, offset=offset[None], block=BLOCK)
     rows, columns = weight.shape
     return NF4(
         codes=codes[None],
@@ -80,9 +76,7 @@ def double_quantize(
 ) -> tuple[UInt8[Array, " N"], Float[Array, " _"], Float[Array, ""]]:
     """Quantise the absmax of a weight to 8 bits.
 
-    x = absmax - mean(absmax);  scale = max |x| of 256 of them;  code = nearest of the dynamic
-    type's 256 values to x * (1 / scale), a tie going to the even code: where the search of
-    bitsandbytes' CUDA kernel ends (its CPU kernel reads the code from a table instead).
+    (codes, scales) = `quantize_blockwise` of absmax - mean(absmax), in the signed type.
 
     Args:
       absmax: float32, [N].
@@ -95,11 +89,5 @@ def double_quantize(
       Unsupported: The forced backend is missing or cannot do this call.
     """
     offset = jnp.mean(absmax)
-    problem = Problem(
-        op="double_quantize",
-        device=current_device(),
-        dtype=str(absmax.dtype),
-        sizes={"N": absmax.size},
-    )
-    codes, scales = choose(backend, NESTED_BACKENDS, problem).forward(absmax, offset)
-    return codes, scales, offset
+    blocks = quantize_blockwise((absmax - offset)[None], signed=True, backend=backend)
+    return blocks.codes.reshape(-1)[: absmax.size], blocks.absmax[0], offset

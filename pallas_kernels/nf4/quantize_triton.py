@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, UInt8
 
-from pallas_kernels.nf4.quantize_xla import SMALLEST
+from pallas_kernels.blockwise_quant.rounding import reciprocal
 from pallas_kernels.nf4.tables import CELLS, cells
 from pallas_kernels.nf4.triton import refuse
 from pallas_kernels.pallas_triton import backends, plt, refuse_dtype, whole
@@ -62,7 +62,7 @@ def _kernel(
         # As integers magnitudes have their order, and NaNs, which a maximum may drop, are the last.
         bits = jnp.max(jax.lax.bitcast_convert_type(x, jnp.int32) & MAGNITUDE, axis=1)
         absmax = jax.lax.bitcast_convert_type(jnp.minimum(bits, INFINITY), jnp.float32)
-        scaled = x * reciprocal(jnp.maximum(absmax, SMALLEST), interpret)[:, None]
+        scaled = x * reciprocal(absmax, compiled=not interpret)[:, None]
         scaled = scaled.reshape(CODES)
         # A middle is far from a cell's edge, so the cell's own rounding does not matter.
         cell = truncated(scaled * (CELLS / 2) + CELLS / 2, interpret)
@@ -72,20 +72,6 @@ def _kernel(
         held = index * block < half if ragged else None
         plt.store(absmax_ref.at[first // block + index], absmax, mask=held)
     plt.store(codes_ref.at[place], packed.astype(jnp.uint8), mask=inside)
-
-
-def reciprocal(x: Array, interpret: bool) -> Array:
-    """1 / x, correctly rounded; Triton's own division is an approximation."""
-    if interpret:
-        return jax.lax.optimization_barrier(1 / x)
-    (inverse,) = plt.elementwise_inline_asm(
-        "rcp.rn.f32 $0, $1;",
-        args=[x],
-        constraints="=f,f",
-        pack=1,
-        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, jnp.float32)],
-    )
-    return inverse
 
 
 def truncated(x: Array, interpret: bool) -> Array:

@@ -1,14 +1,14 @@
 """Quantisation in plain JAX, for every device; bit-equal to the kernel."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from pallas_kernels.blockwise_quant.rounding import reciprocal
+from pallas_kernels.blockwise_quant.tables import midpoints
 from pallas_kernels.dispatch import Backend, serves_all
 from pallas_kernels.nf4.contract import pack
-from pallas_kernels.nf4.tables import NF4_TABLE, midpoints
+from pallas_kernels.nf4.tables import NF4_TABLE
 
-SMALLEST = 2.0**-126  # in place of an absmax of 0, whose reciprocal is none; below it XLA reads 0
 THRESHOLDS = midpoints(NF4_TABLE)
 
 
@@ -29,8 +29,7 @@ def forward(
     magnitude = jnp.abs(x)
     # A maximum may drop a NaN; an infinity it keeps.
     absmax = jnp.where(jnp.isnan(magnitude), jnp.inf, magnitude).max(axis=1)
-    inverse = jax.lax.optimization_barrier(1 / jnp.maximum(absmax, SMALLEST))
-    scaled = (x * inverse[:, None]).reshape(-1)[: weight.size + weight.size % 2]
+    scaled = (x * reciprocal(absmax)[:, None]).reshape(-1)[: weight.size + weight.size % 2]
     return pack(nearest(scaled)), absmax
 
 

@@ -1,7 +1,6 @@
-"""Values of the 4-bit codes, and of the 8-bit codes of absmax."""
+"""Values of the 4-bit codes, and where they lie."""
 
-import itertools
-import struct
+from pallas_kernels.blockwise_quant.tables import midpoints
 
 NF4_TABLE = (
     -1.0,
@@ -21,46 +20,6 @@ NF4_TABLE = (
     0.7229568362236023,
     1.0,
 )
-
-
-def single(x: float) -> float:
-    """Round to float32."""
-    return struct.unpack("<f", struct.pack("<f", x))[0]
-
-
-def midpoints(table: tuple[float, ...]) -> tuple[float, ...]:
-    """Middles of neighbours, each step in float32, as bitsandbytes' kernels have them."""
-    pairs = itertools.pairwise(table)
-    return tuple(single(single(low + high) * 0.5) for low, high in pairs)
-
-
-def dynamic_table() -> tuple[float, ...]:
-    """The 256 signed values of bitsandbytes' dynamic 8-bit type, ascending.
-
-    For each decade 10^(i - 6), i = 0 .. 6: the 2^i middles of 2^i + 1 equally spaced points of
-    [0.1, 1], and their negatives; and 0 and 1. Every step is rounded as torch rounds it.
-
-    Source: https://arxiv.org/abs/2110.02861, section 2; bitsandbytes `create_dynamic_map`.
-    """
-    values = [0.0, 1.0]
-    for i in range(7):
-        points = _linspace(2**i + 1)
-        scale = single(10.0 ** (i - 6))
-        middles = [single(single(low + high) * 0.5) for low, high in itertools.pairwise(points)]
-        values += [single(scale * m) for m in middles] + [-single(scale * m) for m in middles]
-    return tuple(sorted(values))
-
-
-def _linspace(count: int) -> list[float]:
-    """torch.linspace(0.1, 1, count) in float32: from the left in its first half, then the right."""
-    start = single(0.1)
-    step = single((1.0 - start) / (count - 1))
-    left = [single(start + step * i) for i in range(count // 2)]
-    return left + [single(1.0 - step * (count - 1 - i)) for i in range(count // 2, count)]
-
-
-DYNAMIC_TABLE = dynamic_table()
-
 
 CELLS = 32  # of [-1, 1]; each holds at most one middle of neighbouring values of NF4
 

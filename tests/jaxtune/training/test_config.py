@@ -25,7 +25,7 @@ OVERRIDDEN = {
     "weight_decay": 0.001,
     "seed": 3407,
     "logging_steps": 1,
-    "optim": "adamw_torch",  # Unsloth: adamw_8bit, which is not built yet
+    "optim": "adamw_8bit",
     "max_length": None,  # the model's own `max_seq_length`, as in Unsloth
     "save_strategy": None,  # "steps", where there is a folder to save to
 }

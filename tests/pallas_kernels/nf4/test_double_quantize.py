@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from pallas_kernels.nf4 import dequantize_nf4, double_quantize, nested_xla, quantize_nf4
-from pallas_kernels.nf4.tables import DYNAMIC_TABLE
+from pallas_kernels.blockwise_quant.tables import DYNAMIC_TABLE
+from pallas_kernels.nf4 import dequantize_nf4, double_quantize, quantize_nf4
+from tests.pallas_kernels.blockwise_quant.search import searched
 from tests.pallas_kernels.nf4.stacks import (
     COMPILED,
     dequantize_4bit,
@@ -22,27 +23,7 @@ from tests.pallas_kernels.nf4.stacks import (
 from tests.tolerances import relative_error, tolerance
 
 TABLE = np.asarray(DYNAMIC_TABLE, np.float32)
-HALF = np.float32(0.5)
 read = jax.jit(partial(dequantize_nf4, layer=0, dtype="float32", backend="xla"))
-
-
-def searched(x):
-    """Code of a float32: `dQuantize` of bitsandbytes 0.50's csrc/kernels.cu, not stochastic."""
-    pivot, upper_pivot, lower_pivot = 127, 255, 0
-    lower, upper, value = np.float32(-1), np.float32(1), TABLE[127]
-    for step in (64, 32, 16, 8, 4, 2, 1):
-        if x > value:
-            lower_pivot, lower = pivot, value
-            pivot += step
-        else:
-            upper_pivot, upper = pivot, value
-            pivot -= step
-        value = TABLE[pivot]
-    upper = TABLE[255] if upper_pivot == 255 else upper
-    lower = TABLE[0] if lower_pivot == 0 else lower
-    if x > value:
-        return upper_pivot if x > (upper + value) * HALF else pivot
-    return lower_pivot if x < (lower + value) * HALF else pivot
 
 
 def absmax_of(count, seed=0):
@@ -60,18 +41,9 @@ def test_equals_the_search_of_the_cuda_kernel(count, backend):
     x = (x * (1 / np.maximum(scales, np.float32(1e-38)))[:, None]).reshape(-1)[:count]
     assert x.dtype == np.float32
     if count > 1:  # one alone is its own mean: all is 0
-        np.testing.assert_array_equal(codes, [searched(value) for value in x])
+        np.testing.assert_array_equal(codes, [searched(value, TABLE) for value in x])
     wanted = absmax.astype(np.float64).mean()
     assert relative_error(offset, wanted) <= tolerance("float32", "absmax_mean")
-
-
-def test_every_value_and_middle_goes_where_the_cuda_kernel_sends_it():
-    middles = (TABLE[1:] + TABLE[:-1]) * HALF
-    points = np.concatenate([TABLE, middles, [-1, -0.0, 1]]).astype(np.float32)
-    points = np.concatenate([points, np.nextafter(points, -2), np.nextafter(points, 2)])
-    middles_of = jnp.asarray(nested_xla.MIDDLES, jnp.float32)
-    codes = jax.jit(lambda x: nested_xla.nearest(x, lambda i: middles_of[i]))(points)
-    np.testing.assert_array_equal(codes, [searched(point) for point in points])
 
 
 def test_cpu_kernel_seldom_has_another_code_and_never_a_nearer_one():

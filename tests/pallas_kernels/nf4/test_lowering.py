@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels.nf4 import nested_triton, quantize_triton, triton
+from pallas_kernels.nf4 import quantize_triton, triton
 from pallas_kernels.nf4.cases import REAL_CASES, Case, make_stack
 from tests.pallas_kernels.lowering import SHORT, lowered, operands, results
 
@@ -40,13 +40,6 @@ def test_columns_beside_the_weight_lower(name):
     text = lowered(wide, stack, beside)
     assert operands(text)[1] == f"{case.L}x{case.O * case.I // 2}xui8"
     assert results(text) == [f"{case.O * (case.I + 32)}xbf16"]
-
-
-@pytest.mark.parametrize("count", [917504, 172])
-def test_double_quantisation_lowers(count):
-    absmax, mean = (jax.ShapeDtypeStruct(shape, "float32") for shape in ((count,), ()))
-    text = lowered(nested_triton.forward, absmax, mean)
-    assert operands(text) == [f"{count}xf32", "1xf32", "255xf32"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

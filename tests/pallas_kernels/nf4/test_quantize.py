@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from pallas_kernels.blockwise_quant.tables import midpoints
 from pallas_kernels.nf4 import dequantize_nf4, quantize_nf4
-from pallas_kernels.nf4.tables import NF4_TABLE, midpoints
+from pallas_kernels.nf4.tables import NF4_TABLE
 from tests.pallas_kernels.nf4.stacks import (
     COMPILED,
     dequantize_4bit,

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from pallas_kernels import Unsupported
+from pallas_kernels.blockwise_quant.tables import DYNAMIC_TABLE, midpoints
 from pallas_kernels.nf4 import NF4, NestedAbsmax, dequantize_nf4, from_pairs
 from pallas_kernels.nf4.cases import ODD_CASES
 from pallas_kernels.nf4.reference import dequantize_nf4_ref
-from pallas_kernels.nf4.tables import DYNAMIC_TABLE, NF4_TABLE, midpoints
+from pallas_kernels.nf4.tables import NF4_TABLE
 from tests.pallas_kernels.nf4.stacks import COMPILED, four_bits, functional
 
 BY_NAME = {case.name: case for case in ODD_CASES}
