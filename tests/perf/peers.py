@@ -101,6 +101,56 @@ def flash_attention(case, arrays, rest):
     return tuple(map(tensor, arrays)), run
 
 
+def norm_inputs(arrays, rest):
+    residual, weight = rest
+    x = tensor(arrays[0])
+    return x, None if residual is None else tensor(residual), tensor(weight)
+
+
+def torch_rms_norm(case, arrays, rest):
+    x, residual, weight = norm_inputs(arrays, rest)
+    offset = 1.0 if case.unit_offset else 0.0
+
+    def run(x):
+        h = x if residual is None else x + residual
+        wide = h.float()
+        n = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + case.options.eps)
+        y = (n * (offset + weight.float())).to(h.dtype) if offset else weight * n.to(h.dtype)
+        return y if residual is None else (y, h)
+
+    return (x,), run
+
+
+def liger_rms_norm(case, arrays, rest):
+    x, residual, weight = norm_inputs(arrays, rest)
+    if residual is None:
+        ops = importlib.import_module("liger_kernel.ops.rms_norm")
+        function = ops.LigerRMSNormFunction
+    else:
+        ops = importlib.import_module("liger_kernel.ops.fused_add_rms_norm")
+        function = ops.LigerFusedAddRMSNormFunction
+    added = () if residual is None else (residual,)
+    offset, mode = (1.0, "gemma") if case.unit_offset else (0.0, "llama")
+    return (x,), lambda x: function.apply(x, *added, weight, case.options.eps, offset, mode, False)
+
+
+def torch_glu(case, arrays, rest):
+    del rest
+    act = torch.nn.functional.silu
+    if case.activation != "silu":
+        act = torch.nn.GELU(approximate="tanh")
+    return tuple(map(tensor, arrays)), lambda gate, up: act(gate) * up
+
+
+def liger_glu(case, arrays, rest):
+    del rest
+    if case.activation == "silu":
+        function = importlib.import_module("liger_kernel.ops.swiglu").LigerSiLUMulFunction
+    else:
+        function = importlib.import_module("liger_kernel.ops.geglu").LigerGELUMulFunction
+    return tuple(map(tensor, arrays)), function.apply
+
+
 def quantized(case, rest):
     """bitsandbytes' own 4-bit form of the layer."""
     bnb = importlib.import_module("bitsandbytes")
@@ -134,6 +184,8 @@ PEERS = {
         "unsloth": unsloth_cross_entropy,
     },
     "attention": {"torch": torch_attention, "flash_attn": flash_attention},
+    "rms_norm": {"torch": torch_rms_norm, "liger": liger_rms_norm},
+    "glu": {"torch": torch_glu, "liger": liger_glu},
     "nf4": {"bitsandbytes": bitsandbytes_dequantize, "unsloth": unsloth_dequantize},
 }
 
@@ -160,7 +212,8 @@ def forward(inputs, function):
 def forward_and_backward(inputs, function):
     leaves = [leaf.detach().requires_grad_() for leaf in inputs]
     y = function(*leaves)
-    return y, torch.autograd.grad(y, leaves, torch.ones_like(y))
+    outputs = y if isinstance(y, tuple) else (y,)
+    return y, torch.autograd.grad(outputs, leaves, [torch.ones_like(one) for one in outputs])
 
 
 def wait(result):

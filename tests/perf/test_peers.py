@@ -10,7 +10,11 @@ from pallas_kernels.attention.cases import ODD_CASES as ATTENTION
 from pallas_kernels.attention.cases import make_inputs as attention_inputs
 from pallas_kernels.cross_entropy.cases import ODD_CASES as CROSS_ENTROPY
 from pallas_kernels.cross_entropy.cases import make_inputs as cross_entropy_inputs
+from pallas_kernels.glu.cases import Case as GluCase
+from pallas_kernels.glu.cases import make_inputs as glu_inputs
 from pallas_kernels.nf4.cases import Case, make_stack
+from pallas_kernels.rms_norm.cases import Case as NormCase
+from pallas_kernels.rms_norm.cases import make_inputs as norm_inputs
 from tests.pallas_kernels.drawing import normal
 from tests.perf import peers
 from tests.tolerances import relative_error, tolerance
@@ -30,6 +34,15 @@ def small(op):
         draws = [cross_entropy_inputs(case, "float32", normal(n)) for n in range(2)]
         sets = [((x,), (head, labels)) for x, head, labels in draws]
         return case, sets, tolerance("float32", "cross_entropy_forward")
+    if op == "glu":
+        case = GluCase(name="small", M=7, F=24)
+        sets = [(glu_inputs(case, "float32", normal(n)), ()) for n in range(2)]
+        return case, sets, tolerance("float32", "glu_forward")
+    if op == "rms_norm":
+        case = NormCase(name="small", M=7, D=24, unit_offset=True)
+        draws = [norm_inputs(case, "float32", normal(n)) for n in range(2)]
+        sets = [((d.x,), (d.residual, d.weight)) for d in draws]
+        return case, sets, tolerance("float32", "rms_norm_forward")
     case = Case(name="small", L=2, O=64, I=128)
     stack = make_stack(case, "bfloat16", normal(0))
     # Quantised again, nested scales move a little.
@@ -47,8 +60,11 @@ def test_peers_give_our_values_on_each_set(op):
     for n in range(3):
         ours = benchmark.OPS[op].PROVIDERS["ours"](case, *sets[n % 2])
         for call in called.values():
-            theirs = call(n).float().numpy()
-            assert relative_error(theirs, np.asarray(ours, np.float32)) <= allowed
+            theirs = call(n)
+            theirs = theirs if isinstance(theirs, tuple) else (theirs,)
+            for actual, expected in zip(theirs, jax.tree.leaves(ours), strict=True):
+                error = relative_error(actual.float().numpy(), np.asarray(expected, np.float32))
+                assert error <= allowed
 
 
 def test_peers_differentiate_like_ours():
