@@ -66,4 +66,4 @@ def backends(
 def whole(array: jax.Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
     """A kernel's view of an array: all of it, so that the kernel finds its own places."""
     rank = len(array.shape)
-    return pl.BlockSpec(array.shape, lambda _: (0,) * rank)
+    return pl.BlockSpec(array.shape, lambda *_: (0,) * rank)
