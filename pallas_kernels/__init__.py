@@ -7,6 +7,7 @@ from pallas_kernels.dispatch import Unsupported as Unsupported
 from pallas_kernels.nf4 import NF4 as NF4
 from pallas_kernels.nf4 import dequantize_nf4 as dequantize_nf4
 from pallas_kernels.nf4 import quantize_nf4 as quantize_nf4
+from pallas_kernels.nf4_matmul import nf4_matmul as nf4_matmul
 
 __all__ = [
     "NF4",
@@ -15,5 +16,6 @@ __all__ = [
     "check_backend",
     "dequantize_nf4",
     "linear_cross_entropy",
+    "nf4_matmul",
     "quantize_nf4",
 ]

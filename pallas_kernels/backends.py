@@ -3,8 +3,13 @@
 from pallas_kernels.attention.api import BACKENDS as ATTENTION
 from pallas_kernels.cross_entropy.api import BACKENDS as CROSS_ENTROPY
 from pallas_kernels.dispatch import REQUESTS, Unsupported
+from pallas_kernels.nf4_matmul.api import BACKENDS as NF4_MATMUL
 
-OPS = {"attention": ATTENTION, "linear_cross_entropy": CROSS_ENTROPY}
+OPS = {
+    "attention": ATTENTION,
+    "linear_cross_entropy": CROSS_ENTROPY,
+    "nf4_matmul": NF4_MATMUL,
+}
 
 
 def check_backend(requested: str) -> None:

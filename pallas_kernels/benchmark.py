@@ -18,11 +18,13 @@ import jax.numpy as jnp
 from pallas_kernels.attention import bench as attention_bench
 from pallas_kernels.cross_entropy import bench as cross_entropy_bench
 from pallas_kernels.nf4 import bench as nf4_bench
+from pallas_kernels.nf4_matmul import bench as nf4_matmul_bench
 
 OPS: dict[str, ModuleType] = {
     "attention": attention_bench,
     "cross_entropy": cross_entropy_bench,
     "nf4": nf4_bench,
+    "nf4_matmul": nf4_matmul_bench,
 }
 WARM_UP = 3
 MINIMUM_RUNS = 20
