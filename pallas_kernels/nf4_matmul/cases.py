@@ -56,7 +56,7 @@ ODD_CASES = (
     Case(stack=ODD_STACKS[0], M=17),
     Case(stack=ODD_STACKS[1], M=3),
     Case(stack=ODD_STACKS[1], M=32),
-    Case(stack=ODD_STACKS[2], M=2),
+    Case(stack=ODD_STACKS[2], M=1),
     Case(stack=ODD_STACKS[2], M=9),
     Case(stack=ODD_STACKS[3], M=1),
     Case(stack=ODD_STACKS[3], M=8),

@@ -3,18 +3,22 @@
 import math
 from dataclasses import dataclass
 
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
 MOST_ROWS = 32  # of x; beyond them the tensor cores are busy and a dense weight pays
 
 # Few rows: products and sums by plain arithmetic, which needs no shared memory.
-FEW = 4  # rows of x
+FEW = 1  # rows of x; 0: tensor cores for all
 FEW_OUTPUTS = 8  # of each half of the weight, at most; fewer where there would be few programs
-FEW_BYTES = 4096  # of codes a step; 128 threads load 32 bytes each
+FEW_BYTES = 2048  # of codes a step; 128 threads load 16 bytes each
 FEW_WARPS = 4
 FEW_PROGRAMS = 512
 
 # More: tensor cores, of which one warp's tile is 16 outputs high.
 MORE_OUTPUTS = 64
 MORE_COLUMNS = 64
+LESS_OUTPUTS = 16  # for float32, whose products are plain: a larger tile spills registers
 MORE_WARPS = 4
 # Reached by splitting the sum, whose parts cost a write each and a second kernel that adds them.
 MORE_PROGRAMS = 256
@@ -42,13 +46,14 @@ class Plan:
     warps: int
 
 
-def make_plan(rows: int, matrix: tuple[int, int], block: int) -> Plan:
+def make_plan(rows: int, matrix: tuple[int, int], block: int, dtype: DTypeLike) -> Plan:
     """Choose the programs of a product.
 
     Args:
       rows: M.
       matrix: (O, I) of the weight; O is even, I whole blocks.
       block: Elements of a block, a power of two.
+      dtype: Of x.
 
     Returns:
       The plan.
@@ -63,12 +68,15 @@ def make_plan(rows: int, matrix: tuple[int, int], block: int) -> Plan:
             rows=rows, padded=0, outputs=outputs, columns=columns, splits=1, warps=FEW_WARPS
         )
     columns = math.gcd(width, max(MORE_COLUMNS, block))
+    # Wide blocks make the tile lower, so that shared memory holds it.
+    outputs = max(LESS_OUTPUTS, MORE_OUTPUTS * MORE_COLUMNS // columns)
+    outputs = LESS_OUTPUTS if jnp.dtype(dtype) == jnp.float32 else min(outputs, MORE_OUTPUTS)
     return Plan(
         rows=rows,
         padded=16 if rows <= 16 else MOST_ROWS,
-        outputs=MORE_OUTPUTS,
+        outputs=outputs,
         columns=columns,
-        splits=_splits(-(-half // MORE_OUTPUTS), width, columns),
+        splits=_splits(-(-half // outputs), width, columns),
         warps=MORE_WARPS,
     )
 

@@ -12,17 +12,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.dispatch import Problem
 from pallas_kernels.nf4 import NF4
 from pallas_kernels.nf4.triton import load_absmax
 from pallas_kernels.nf4.triton import refuse as refuse_stack
+from pallas_kernels.nf4_matmul.decode import lane_values, look_up, round_to_bfloat16
 from pallas_kernels.nf4_matmul.plan import MOST_ROWS, Plan, make_plan
 from pallas_kernels.pallas_triton import backends, plt, whole
 
 DTYPES = ("float32", "bfloat16", "float16")
-SMALLEST_BLOCK = 16  # columns of a tensor core's tile
+BLOCKS = (16, 256)  # from a tensor core's tile to what shared memory holds
 
 
 def forward(
@@ -36,14 +38,14 @@ def forward(
     """The product; see `xla.forward`."""
     del requested
     outputs, rows = weight.matrix[0], x.shape[0]
-    plan = make_plan(rows, weight.matrix, weight.block)
+    plan = make_plan(rows, weight.matrix, weight.block, x.dtype)
     # In the order of `_kernel`'s refs; x is flat, so that an index is one array.
     operands = [x.reshape(-1), layer.reshape(1), *jax.tree.leaves(weight)]
     out = jax.ShapeDtypeStruct(
         (plan.splits * rows * outputs,), x.dtype if plan.splits == 1 else jnp.float32
     )
     parts = pl.pallas_call(
-        partial(_kernel, weight, plan),
+        partial(_kernel, weight, plan, interpret),
         out_shape=out,
         grid=(pl.cdiv(outputs // 2, plan.outputs), plan.splits),
         in_specs=[whole(operand) for operand in operands],
@@ -58,7 +60,7 @@ def forward(
     return parts.reshape(plan.splits, rows, outputs).sum(axis=0).astype(x.dtype)
 
 
-def _kernel(weight: NF4, plan: Plan, *refs: jax.Ref) -> None:
+def _kernel(weight: NF4, plan: Plan, interpret: bool, *refs: jax.Ref) -> None:
     """Two products: a tile of rows of the weight's first half, and the same of its second."""
     x_ref, layer_ref, codes_ref, absmax_ref, table_ref, *nested_refs, out_ref = refs
     half, width = weight.matrix[0] // 2, weight.matrix[1]
@@ -69,40 +71,44 @@ def _kernel(weight: NF4, plan: Plan, *refs: jax.Ref) -> None:
     column = jnp.arange(blocks)[:, None] * weight.block + jnp.arange(weight.block)[None]
     steps = width // plan.columns // plan.splits
     begin = pl.program_id(1) * steps
+    lanes = lane_values(table_ref, interpret)
 
-    def load_codes(step: Array | int) -> Array:  # [outputs, blocks, block]
+    def add(step: Array, sums: tuple[Any, Any]) -> tuple[Any, Any]:
         place = (begin + step) * plan.columns + column
-        index = row[:, None, None] * width + place[None]
-        # The tile of the step after the last is none.
-        there = jnp.broadcast_to(step < steps, index.shape)
-        return plt.load(codes_ref.at[layer, index], mask=there, other=0)
-
-    def add(step: Array, carry: tuple[Array, Any]) -> tuple[Array, Any]:
-        packed, sums = carry
-        ahead = load_codes(step + 1)  # on its way while this step computes
-        packed = packed.astype(jnp.int32)
+        # [outputs, blocks, block]; not loaded a step ahead, which would unpack the bytes.
+        packed = plt.load(codes_ref.at[layer, row[:, None, None] * width + place[None]])
         x = _load_x(plan, x_ref, width, (begin + step) * plan.columns, column)
         added = []
-        for part, code in enumerate((packed >> 4, packed & 15)):
+        for part, value in enumerate(look_up(packed, table_ref, lanes)):
             first = (part * half + row) * (width // weight.block) + (begin + step) * blocks
             block = first[:, None] + jnp.arange(blocks)[None]
             absmax = load_absmax(weight.nested, (absmax_ref, *nested_refs), layer, block)
-            value = plt.load(table_ref.at[code]) * absmax[:, :, None]
-            w = value.astype(weight.dtype).astype(x_ref.dtype)
+            w = _rounded(value * absmax[:, :, None], weight.dtype, x_ref.dtype, plan, interpret)
             added.append(_add_product(plan, sums[part], w, x))
-        return ahead, tuple(added)
+        return added[0], added[1]
 
-    start = (load_codes(0), (_zeros(plan, blocks), _zeros(plan, blocks)))
-    _, sums = lax.fori_loop(0, steps, add, start)
+    sums = lax.fori_loop(0, steps, add, (_zeros(plan, weight.block),) * 2)
     for part, total in enumerate(sums):
         _store(plan, out_ref, weight.matrix[0], part * half + row, total)
 
 
-def _zeros(plan: Plan, blocks: int) -> tuple[Array, ...]:
-    """Sums of one half: of all rows of x as a tensor core's tile, or of each row by block."""
+def _rounded(value: Array, stored: str, dtype: DTypeLike, plan: Plan, interpret: bool) -> Array:
+    """A weight as it is dequantised; in float32 where arithmetic is."""
+    if not plan.padded and not interpret and stored == dtype == jnp.bfloat16:
+        return round_to_bfloat16(value)
+    w = value.astype(stored).astype(dtype)
+    return w if plan.padded else w.astype(jnp.float32)
+
+
+def _zeros(plan: Plan, block: int) -> tuple[Array, ...]:
+    """Sums of one half: of all rows of x as a tensor core's tile, or of each by column.
+
+    By column, a step is one fused multiply-add an element; threads meet at the end alone.
+    """
     if plan.padded:
         return (jnp.zeros((plan.outputs, plan.padded), jnp.float32),)
-    return (jnp.zeros((plan.outputs, blocks), jnp.float32),) * plan.rows
+    shape = (plan.outputs, plan.columns // block, block)
+    return (jnp.zeros(shape, jnp.float32),) * plan.rows
 
 
 def _load_x(
@@ -127,9 +133,7 @@ def _add_product(
             tile, wide, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32
         )
         return (sums[0] + product,)
-    w = w.astype(jnp.float32)
-    # Across a block's few threads at each step, across the blocks' at the end.
-    products = (jnp.sum(w * row.astype(jnp.float32)[None], axis=2) for row in x)
+    products = (w * row.astype(jnp.float32)[None] for row in x)
     return tuple(total + product for total, product in zip(sums, products, strict=True))
 
 
@@ -143,7 +147,7 @@ def _store(plan: Plan, out_ref: jax.Ref, outputs: int, row: Array, sums: tuple[A
         plt.store(out_ref.at[index], sums[0].astype(out_ref.dtype), mask=inside)
         return
     for m, total in enumerate(sums):
-        y = jnp.sum(total, axis=1).astype(out_ref.dtype)
+        y = jnp.sum(jnp.sum(total, axis=2), axis=1).astype(out_ref.dtype)
         plt.store(out_ref.at[start + m * outputs], y)
 
 
@@ -158,8 +162,8 @@ def refuse(problem: Problem) -> str | None:
         return f"half of the weight must be whole rows; got {sizes['O']} rows"
     if sizes["I"] % sizes["block"]:
         return f"a row must be whole blocks; got rows of {sizes['I']}, blocks of {sizes['block']}"
-    if sizes["block"] < SMALLEST_BLOCK:
-        return f"a block must have {SMALLEST_BLOCK} elements or more; got {sizes['block']}"
+    if not BLOCKS[0] <= sizes["block"] <= BLOCKS[1]:
+        return f"a block must have {BLOCKS[0]} to {BLOCKS[1]} elements; got {sizes['block']}"
     return refuse_stack(problem)
 
 

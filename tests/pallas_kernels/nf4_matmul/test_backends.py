@@ -28,8 +28,8 @@ REFUSALS = [
     ({"dtype": "float64"}, "x must be float32, bfloat16 or float16; got float64"),
     ({"O": 1023}, "half of the weight must be whole rows; got 1023 rows"),
     ({"I": 172}, "a row must be whole blocks; got rows of 172, blocks of 64"),
-    ({"block": 8}, "a block must have 16 elements or more; got 8"),
-    ({"block": 2048}, "half of the weight must be whole blocks; got"),
+    ({"block": 8}, "a block must have 16 to 256 elements; got 8"),
+    ({"block": 512}, "a block must have 16 to 256 elements; got 512"),
     ({"L": 1024}, f"a stack of 2 to 4 GiB has offsets .* got {2**31} bytes"),
 ]
 
@@ -42,7 +42,7 @@ def test_triton_refuses_and_auto_takes_plain_jax(asked, reason):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("sizes", [{}, {"M": 32}, {"L": 1023}, {"L": 2048}, {"block": 1024}])
+@pytest.mark.parametrize("sizes", [{}, {"M": 32}, {"L": 1023}, {"L": 2048}, {"block": 256}])
 def test_triton_serves_an_nvidia_gpu(sizes, dtype):
     assert choose("auto", api.BACKENDS, problem(dtype=dtype, **sizes)).name == "triton"
 

@@ -27,7 +27,7 @@ def check(case, dtype):
     x, codes = f"{case.M * stack.I}x{SHORT[dtype]}", f"{stack.L}x{half}xui8"
     assert operands(text) == [x, "1xi32", codes, *absmax, *(nested if stack.nested else [])]
     assert "slice" not in text
-    splits = make_plan(case.M, (stack.O, stack.I), stack.block).splits
+    splits = make_plan(case.M, (stack.O, stack.I), stack.block, dtype).splits
     written = SHORT[dtype] if splits == 1 else "f32"
     assert result(text) == f"{splits * case.M * stack.O}x{written}"
 
@@ -44,9 +44,10 @@ def test_lowers_in_other_dtypes(rows, dtype):
 
 
 @pytest.mark.parametrize("case", REAL_CASES, ids=lambda case: case.name)
-def test_parts_of_a_sum_are_whole_steps_and_write_less_than_the_weight(case):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parts_of_a_sum_are_whole_steps_and_write_less_than_the_weight(case, dtype):
     stack = case.stack
-    plan = make_plan(case.M, (stack.O, stack.I), stack.block)
+    plan = make_plan(case.M, (stack.O, stack.I), stack.block, dtype)
     assert stack.I % (plan.columns * plan.splits) == 0
     assert plan.columns % stack.block == 0
     if plan.splits > 1:

@@ -14,7 +14,6 @@ from tests.pallas_kernels.drawing import normal
 from tests.pallas_kernels.nf4.stacks import COMPILED, four_bits
 from tests.tolerances import relative_error, tolerance
 
-SQUARE = ODD_STACKS[3]
 STACKS = {stack.name: stack for stack in ODD_STACKS}
 
 

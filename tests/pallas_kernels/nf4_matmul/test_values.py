@@ -62,7 +62,7 @@ def test_the_definition_equals_it_too(case, dtype):
 @pytest.mark.parametrize("backend", COMPILED)
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows", [4, 32])
+@pytest.mark.parametrize("rows", [1, 4, 32])
 def test_a_row_with_a_single_one_reads_bit_equal_weights(rows, dtype, stored, backend):
     stack, values = four_bits(STACKS["odd_half"], stored)
     wanted = torch.tensor(values[1]).to(getattr(torch, dtype)).float().numpy()
