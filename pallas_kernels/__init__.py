@@ -15,6 +15,7 @@ from pallas_kernels.lora_linear import lora_linear as lora_linear
 from pallas_kernels.nf4 import NF4 as NF4
 from pallas_kernels.nf4 import dequantize_nf4 as dequantize_nf4
 from pallas_kernels.nf4 import quantize_nf4 as quantize_nf4
+from pallas_kernels.nf4_matmul import nf4_matmul as nf4_matmul
 from pallas_kernels.rms_norm import add_rms_norm as add_rms_norm
 from pallas_kernels.rms_norm import rms_norm as rms_norm
 
@@ -33,6 +34,7 @@ __all__ = [
     "linear_cross_entropy",
     "linear_cross_entropy_rows",
     "lora_linear",
+    "nf4_matmul",
     "quantize_blockwise",
     "quantize_nf4",
     "rms_norm",

@@ -6,6 +6,7 @@ from pallas_kernels.dispatch import REQUESTS, Unsupported
 from pallas_kernels.glu.api import BACKENDS as GLU
 from pallas_kernels.lora_linear.api import BACKENDS as LORA_LINEAR
 from pallas_kernels.nf4.api import BACKENDS as NF4
+from pallas_kernels.nf4_matmul.api import BACKENDS as NF4_MATMUL
 from pallas_kernels.rms_norm.api import BACKENDS as RMS_NORM
 
 OPS = {
@@ -15,6 +16,7 @@ OPS = {
     "glu": GLU,
     "lora_linear": LORA_LINEAR,
     "dequantize_nf4": NF4,
+    "nf4_matmul": NF4_MATMUL,
 }
 
 

@@ -29,6 +29,7 @@ from pallas_kernels.glu import bench as glu_bench
 from pallas_kernels.lora_linear import bench as lora_linear_bench
 from pallas_kernels.measured import Row, Skipped, table_line, write_csv
 from pallas_kernels.nf4 import bench as nf4_bench
+from pallas_kernels.nf4_matmul import bench as nf4_matmul_bench
 from pallas_kernels.rms_norm import bench as rms_norm_bench
 from pallas_kernels.timing import Rates, input_sets, measure, measure_rates
 
@@ -41,6 +42,7 @@ OPS: dict[str, ModuleType] = {
     "glu": glu_bench,
     "lora_linear": lora_linear_bench,
     "nf4": nf4_bench,
+    "nf4_matmul": nf4_matmul_bench,
     "rms_norm": rms_norm_bench,
 }
 MINIMUM_RUNS = 20

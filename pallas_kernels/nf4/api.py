@@ -41,7 +41,7 @@ def dequantize_nf4(
       ValueError: The arrays do not fit each other.
       Unsupported: The forced backend is missing or cannot do this call.
     """
-    _check(weight)
+    check_stack(weight)
     problem = Problem(
         op="dequantize_nf4",
         device=current_device(),
@@ -60,7 +60,12 @@ def dequantize_nf4(
     return chosen.forward(weight, jnp.asarray(layer, jnp.int32), jnp.dtype(dtype), beside)
 
 
-def _check(weight: NF4) -> None:
+def check_stack(weight: NF4) -> None:
+    """Refuse a stack whose arrays do not fit each other.
+
+    Raises:
+      ValueError: Names the array.
+    """
     layers = weight.codes.shape[0]
     elements = weight.matrix[0] * weight.matrix[1]
     blocks = -(-elements // weight.block)

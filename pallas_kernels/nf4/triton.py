@@ -5,16 +5,17 @@ kernel moves), so the kernel takes the stack and the layer's index.
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.dispatch import Problem
-from pallas_kernels.nf4.contract import NF4
+from pallas_kernels.nf4.contract import NF4, NestedAbsmax
 from pallas_kernels.nf4.rounding import rounded_product
 from pallas_kernels.pallas_triton import backends, plt, whole
 
@@ -64,7 +65,6 @@ def _kernel(weight: NF4, dtype: DTypeLike, tile: int, extra: int, *refs: jax.Ref
     """Two tiles: the high nibbles of some bytes, and the low ones half the weight further on."""
     layer_ref, codes_ref, absmax_ref, table_ref, *nested_refs, out_ref = refs
     half, elements = weight.codes.shape[1], weight.matrix[0] * weight.matrix[1]
-    nested = weight.nested
     layer, start = layer_ref[0], pl.program_id(0) * tile
     index = jnp.arange(tile)
     ragged = half % tile != 0
@@ -75,16 +75,7 @@ def _kernel(weight: NF4, dtype: DTypeLike, tile: int, extra: int, *refs: jax.Ref
     for first, code in ((0, packed >> 4), (half, packed & 15)):
         block = (first + start) // weight.block + jnp.arange(blocks)
         held = block * weight.block < elements if ragged else None
-        absmax = plt.load(absmax_ref.at[layer, block], mask=held, other=0 if ragged else None)
-        if nested is not None:
-            scale_ref, nested_table_ref, offset_ref = nested_refs
-            scale = plt.load(
-                scale_ref.at[layer, block // nested.block],
-                mask=held,
-                other=0.0 if ragged else None,
-            )
-            value = plt.load(nested_table_ref.at[absmax.astype(jnp.int32)])
-            absmax = rounded_product(value, scale) + offset_ref[layer]
+        absmax = load_absmax(weight.nested, (absmax_ref, *nested_refs), layer, block, held)
         scales = jnp.broadcast_to(absmax[:, None], (blocks, weight.block)).reshape(tile)
         value = plt.load(table_ref.at[code]) * scales
         place = first + start
@@ -95,6 +86,37 @@ def _kernel(weight: NF4, dtype: DTypeLike, tile: int, extra: int, *refs: jax.Ref
             value.astype(weight.dtype).astype(dtype),
             mask=(start + index < half) & (first + start + index < elements) if ragged else None,
         )
+
+
+def load_absmax(
+    nested: NestedAbsmax | None,
+    refs: Sequence[jax.Ref],
+    layer: Int[Array, ""],
+    block: Int[Array, "..."],
+    held: Bool[Array, "..."] | None = None,
+) -> Float[Array, "..."]:
+    """The absmax of some blocks, by the formula of `NF4`, in a kernel.
+
+    Args:
+      nested: Of the stack.
+      refs: `NF4.absmax` and the arrays of `nested`.
+      layer: Index of the layer.
+      block: Indices of the blocks.
+      held: Which of them there are; None: all.
+
+    Returns:
+      float32, of the shape of `block`.
+    """
+    absmax_ref, *nested_refs = refs
+    masked = held is not None
+    absmax = plt.load(absmax_ref.at[layer, block], mask=held, other=0 if masked else None)
+    if nested is None:
+        return absmax
+    scale_ref, table_ref, offset_ref = nested_refs
+    place = scale_ref.at[layer, block // nested.block]
+    scale = plt.load(place, mask=held, other=0.0 if masked else None)
+    value = plt.load(table_ref.at[absmax.astype(jnp.int32)])
+    return rounded_product(value, scale) + offset_ref[layer]
 
 
 def refuse(problem: Problem) -> str | None:
