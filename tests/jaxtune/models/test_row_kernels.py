@@ -80,10 +80,17 @@ def test_stream_is_added_inside_the_norm_unless_the_sum_is_kept(
 
 
 @pytest.mark.parametrize(
-    ("kernels", "spread", "expected"),
-    [("auto", False, "auto"), ("auto", True, "xla"), ("xla", False, "xla"), ("xla", True, "xla")],
+    ("kernels", "spread", "rows", "split"),
+    [
+        ("auto", False, "xla", "auto"),
+        ("auto", True, "xla", "xla"),
+        ("interpret", False, "interpret", "interpret"),
+        ("xla", True, "xla", "xla"),
+    ],
 )
-def test_spread_rows_are_computed_in_plain_jax(kernels: str, spread: bool, expected: str) -> None:
+def test_what_the_compiler_fuses_or_splits_is_plain_jax(
+    kernels: str, spread: bool, rows: str, split: str
+) -> None:
     decoder = model_of("llama", "full").model
     decoder.kernels, decoder.spread = kernels, spread
-    assert decoder.row_kernels == expected
+    assert (decoder.row_kernels, decoder.split_kernels) == (rows, split)

@@ -103,8 +103,9 @@ def test_triton_refuses_and_auto_takes_plain_jax(device, dtype, reason):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_triton_serves_an_nvidia_gpu(dtype):
-    assert choose("auto", api.BACKENDS, problem(A100, dtype)).name == "triton"
+def test_triton_serves_an_nvidia_gpu_that_asks_for_it(dtype):
+    assert choose("triton", api.BACKENDS, problem(A100, dtype)).name == "triton"
+    assert choose("auto", api.BACKENDS, problem(A100, dtype)).name == "xla"
 
 
 def test_rejects_shapes_and_dtypes_that_differ(inputs):
