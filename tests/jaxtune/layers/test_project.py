@@ -10,7 +10,7 @@ from flax import nnx
 
 from jaxtune.config import LayerSpec, RopeSpec
 from jaxtune.layers.context import LayerContext
-from jaxtune.layers.linear import Linear, LoraSpec, project
+from jaxtune.layers.linear import Linear, LoraSpec, _kept, project
 from jaxtune.layers.variables import Frozen
 from jaxtune.models.quantized import random_stack
 from pallas_kernels import dequantize_nf4
@@ -100,3 +100,22 @@ def test_one_that_has_no_adapter_is_computed_apart() -> None:
     outputs = project(linears, x, context(), 4)
     for y, module in zip(outputs, linears, strict=True):
         np.testing.assert_array_equal(y, module(x, context(), 4 + linears.index(module)))
+
+
+@pytest.mark.parametrize("width", [64, 63])
+@pytest.mark.parametrize("share", [0.9, 0.25])
+def test_masks_keep_their_share_everywhere_and_differ(width: int, share: float) -> None:
+    masks = []
+    for seed in range(2):
+        mask, kept = _kept(jax.random.key(seed), share, (40, 50, width))
+        assert abs(kept - share) <= 2**-17
+        masks.append(np.asarray(mask, np.float64))
+        # Five standard deviations of a mean of 2,000 and of 128,000 draws.
+        spread = (share * (1 - share)) ** 0.5
+        assert np.abs(masks[-1].mean(axis=(0, 1)) - share).max() <= 5 * spread / 2000**0.5
+        assert abs(masks[-1].mean() - share) <= 5 * spread / (2000 * width) ** 0.5
+    # Neither the seeds nor the two halves of a number go together.
+    half = width // 2
+    pairs = [(masks[0], masks[1]), (masks[0][..., :half], masks[0][..., -half:])]
+    for one, two in pairs:
+        assert abs(np.corrcoef(one.ravel(), two.ravel())[0, 1]) <= 5 / one.size**0.5

@@ -133,6 +133,7 @@ def test_states_take_little_memory(kind):
 
 
 @each
+@pytest.mark.slow  # the import of Orbax
 def test_orbax_keeps_a_state_bit_for_bit(kind, inputs, tmp_path):
     parameters, gradients = inputs
     made = IN_8_BITS[kind](RATE, **BETAS)

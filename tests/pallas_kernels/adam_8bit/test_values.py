@@ -13,6 +13,7 @@ from pallas_kernels.adam_8bit.contract import Decays
 from pallas_kernels.adam_8bit.reference import adam_ref
 from pallas_kernels.blockwise_quant import dequantize_blockwise
 from tests.pallas_kernels.adam_8bit.model import Model
+from tests.pallas_kernels.drawing import FLOAT16, slow
 from tests.tolerances import relative_error, tolerance
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
@@ -79,7 +80,7 @@ def drift(actual, expected, start):
 # A code may differ by one where a moment lies within float32's rounding of a middle; from then on
 # the two paths are apart by what 8 bits are apart. After 200 steps 2 of 10,240 codes do.
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("steps", [1, 20, 200])
+@pytest.mark.parametrize("steps", [1, 20, *slow(200)])
 def test_follows_the_float64_model_of_the_cuda_kernel(steps, backend):
     p, gradients = drawn(2, 5000, steps)
     found, moments = ours(p, gradients, backend)
@@ -95,7 +96,7 @@ def test_follows_the_float64_model_of_the_cuda_kernel(steps, backend):
 
 # bitsandbytes' CPU code misses the nearest code at times, above all of a small second moment
 # (see the tests of blockwise_quant), and decays before the step (lr^2 wd apart).
-@pytest.mark.parametrize("steps", [1, 20, 200])
+@pytest.mark.parametrize("steps", [1, 20, *slow(200)])
 def test_stays_beside_bitsandbytes_on_the_cpu(steps):
     p, gradients = drawn(2, 5000, steps)
     found, _ = ours(p, gradients)
@@ -107,7 +108,7 @@ def test_stays_beside_bitsandbytes_on_the_cpu(steps):
         assert drift(wanted, plain, p) > 2 * apart
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", FLOAT16])
 @pytest.mark.parametrize("case", ODD_CASES, ids=lambda case: case.name)
 def test_kernel_and_plain_jax_are_equal_bit_for_bit(case, dtype):
     p, gradients = drawn(case.L, case.N, 3, seed=case.N)

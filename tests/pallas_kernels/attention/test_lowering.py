@@ -9,6 +9,7 @@ import pytest
 from pallas_kernels.attention import triton
 from pallas_kernels.attention.cases import REAL_CASES, Case, make_inputs
 from pallas_kernels.dispatch import Device
+from tests.pallas_kernels.drawing import FLOAT16
 from tests.pallas_kernels.lowering import CALL, lowered
 
 WHOLE_ROWS = [case for case in REAL_CASES if case.T == case.S]
@@ -24,7 +25,7 @@ def forward_and_backward(options, inputs, dy):
     return y, triton.backward(options, residuals, dy)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", FLOAT16, "float32"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_forward_and_backward_lower(case, dtype):
     inputs = jax.eval_shape(lambda: make_inputs(case, dtype, jnp.zeros))

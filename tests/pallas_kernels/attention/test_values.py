@@ -14,6 +14,7 @@ from pallas_kernels.attention.cases import ODD_CASES, Case
 from pallas_kernels.attention.reference import attention_ref
 from tests.pallas_kernels.attention.checks import check, check_gradients, draw, with_gradients
 from tests.pallas_kernels.compiled import quick_jit
+from tests.pallas_kernels.drawing import FLOAT16
 from tests.tolerances import relative_error, tolerance
 
 BACKENDS = {
@@ -36,7 +37,7 @@ def test_other_blocks_equal_torch_in_float64(backend):
         check(BY_NAME["packed_all_options"], "float64", BACKENDS[backend])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", FLOAT16])
 def test_equals_torch_in_training_dtypes(dtype):
     check(BY_NAME["packed_all_options"], dtype, BACKENDS["many_blocks"])
 

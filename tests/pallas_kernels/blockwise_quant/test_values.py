@@ -17,7 +17,7 @@ from pallas_kernels.blockwise_quant.reference import (
 from pallas_kernels.blockwise_quant.search import nearest
 from pallas_kernels.blockwise_quant.tables import DYNAMIC_TABLES, MIDDLES
 from tests.pallas_kernels.blockwise_quant.search import searched
-from tests.pallas_kernels.drawing import normal
+from tests.pallas_kernels.drawing import FLOAT16, normal
 
 functional = pytest.importorskip("bitsandbytes").functional
 BACKENDS = ("xla", "interpret", pytest.param("triton", marks=pytest.mark.gpu))
@@ -81,7 +81,7 @@ def test_quantisation_equals_the_search_of_the_cuda_kernel(case, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", FLOAT16])
 @pytest.mark.parametrize("case", ODD_CASES, ids=lambda case: case.name)
 def test_values_equal_bitsandbytes_bit_for_bit(case, dtype, backend):
     blocks = quantize_blockwise(drawn(case), signed=case.signed)
@@ -119,7 +119,7 @@ def test_cpu_library_has_seldom_another_code_and_never_a_nearer_one(signed, shar
     assert farther.max() < 2**-15
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", FLOAT16])
 @pytest.mark.parametrize("case", ODD_CASES, ids=lambda case: case.name)
 def test_kernel_and_plain_jax_and_definition_are_equal_bit_for_bit(case, dtype):
     x = drawn(case, dtype)

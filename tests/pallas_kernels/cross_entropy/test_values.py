@@ -14,7 +14,7 @@ from pallas_kernels.cross_entropy import triton
 from pallas_kernels.cross_entropy.cases import ODD_CASES, make_inputs
 from pallas_kernels.cross_entropy.reference import linear_cross_entropy_ref
 from tests.pallas_kernels.compiled import quick_jit
-from tests.pallas_kernels.drawing import normal
+from tests.pallas_kernels.drawing import FLOAT16, normal
 from tests.tolerances import relative_error, tolerance
 
 BY_NAME = {case.name: case for case in ODD_CASES}
@@ -77,7 +77,7 @@ def test_definition_equals_torch_in_float64(case):
 
 
 @pytest.mark.parametrize("name", ["all_options", "softcap_chunks", "one_row"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", FLOAT16])
 def test_equals_torch_in_training_dtypes(name, dtype):
     check(BY_NAME[name], dtype, "float32", partial(ours, BY_NAME[name]))
 

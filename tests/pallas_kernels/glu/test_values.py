@@ -13,7 +13,7 @@ from pallas_kernels import glu
 from pallas_kernels.glu.cases import ODD_CASES, Case, make_inputs
 from pallas_kernels.glu.reference import glu_ref
 from tests.pallas_kernels.compiled import exact_jit, quick_jit
-from tests.pallas_kernels.drawing import normal
+from tests.pallas_kernels.drawing import FLOAT16, normal
 from tests.tolerances import relative_error, tolerance
 
 # The names of an MLP's `hidden_act`.
@@ -72,7 +72,7 @@ def test_plain_jax_equals_torch_in_float64(case):
 
 
 @over_backends
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", FLOAT16])
 @over_activations
 def test_equals_torch_in_training_dtypes(activation, dtype, backend):
     case = Case(name="odd", M=29, F=67, activation=activation)
@@ -83,7 +83,7 @@ def test_equals_torch_in_training_dtypes(activation, dtype, backend):
 
 
 @over_backends
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", FLOAT16])
 @over_activations
 def test_forward_casts_where_torch_does_and_gradients_are_no_worse(activation, dtype, backend):
     case = Case(name="odd", M=64, F=128, activation=activation)

@@ -5,10 +5,11 @@ import pytest
 
 from pallas_kernels.lora_linear import triton
 from pallas_kernels.lora_linear.cases import REAL_CASES, Case
+from tests.pallas_kernels.drawing import FLOAT16
 from tests.pallas_kernels.lowering import lowered, operands
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", FLOAT16, "float32"])
 @pytest.mark.parametrize("case", REAL_CASES, ids=lambda case: case.name)
 def test_slopes_lower_with_dy_as_one_operand(case: Case, dtype: str) -> None:
     M, O, R = case.M, max(case.O), case.R[0]

@@ -1,5 +1,6 @@
 """Values and every gradient of the LoRA products against the definition in float64."""
 
+import functools
 from functools import partial
 from typing import Any
 
@@ -65,13 +66,19 @@ def cotangents(case: Case, dtype: str) -> tuple[jax.Array, ...]:
     return tuple(jnp.asarray(draw((case.M, out)), dtype) for out in case.O)
 
 
+@functools.cache
+def made(case: Case, dtype: str) -> tuple[Inputs, tuple[jax.Array, ...], tuple[Any, Any]]:
+    """Inputs and cotangents of a case, and what is right."""
+    inputs, dys = make_inputs(case, dtype, normal(0)), cotangents(case, dtype)
+    return inputs, dys, expected(inputs, dys)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("case", ODD_CASES, ids=lambda case: case.name)
 def test_equals_the_definition(case: Case, dtype: str, backend: str) -> None:
-    inputs, dys = make_inputs(case, dtype, normal(0)), cotangents(case, dtype)
+    inputs, dys, (true_y, true_gradients) = made(case, dtype)
     y, gradients = run(backend, inputs, dys)
-    true_y, true_gradients = expected(inputs, dys)
     for actual, wanted in zip(y, true_y, strict=True):
         assert actual.dtype == dtype
         assert relative_error(actual, wanted) <= tolerance(dtype, "lora_forward")

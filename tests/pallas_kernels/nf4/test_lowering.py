@@ -8,6 +8,7 @@ import pytest
 
 from pallas_kernels.nf4 import quantize_triton, triton
 from pallas_kernels.nf4.cases import REAL_CASES, Case, make_stack
+from tests.pallas_kernels.drawing import FLOAT16
 from tests.pallas_kernels.lowering import SHORT, lowered, operands, results
 
 CASES = (*REAL_CASES, Case(name="rows_of_172", L=5, O=172, I=64))
@@ -42,7 +43,7 @@ def test_columns_beside_the_weight_lower(name):
     assert results(text) == [f"{case.O * (case.I + 32)}xbf16"]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", FLOAT16])
 @pytest.mark.parametrize("name", ["llama3_8b_gate", "llama3_8b_k", "rows_of_172"])
 def test_quantisation_lowers(name, dtype):
     case = BY_NAME[name]

@@ -10,6 +10,7 @@ import torch
 from pallas_kernels.blockwise_quant.tables import midpoints
 from pallas_kernels.nf4 import dequantize_nf4, quantize_nf4
 from pallas_kernels.nf4.tables import NF4_TABLE
+from tests.pallas_kernels.drawing import FLOAT16
 from tests.pallas_kernels.nf4.stacks import (
     COMPILED,
     dequantize_4bit,
@@ -42,7 +43,7 @@ def check(weight, block, backend):
 
 
 @pytest.mark.parametrize("backend", COMPILED)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", FLOAT16])
 def test_equals_bitsandbytes(dtype, backend):
     check(drawn((128, 172), dtype), 64, backend)
 
@@ -92,7 +93,7 @@ def test_absmax_of_a_block_tells_what_is_not_finite(bad, backend):
     assert not np.isfinite(nested.offset).any()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", FLOAT16])
 @pytest.mark.parametrize("shape", [(128, 172), (32, 64)])
 def test_kernel_and_plain_jax_are_equal_bit_for_bit(shape, dtype):
     weight = drawn(shape, dtype, seed=5)

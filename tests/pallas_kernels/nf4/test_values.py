@@ -14,10 +14,11 @@ from pallas_kernels.nf4 import NF4, NestedAbsmax, dequantize_nf4, from_pairs
 from pallas_kernels.nf4.cases import ODD_CASES
 from pallas_kernels.nf4.reference import dequantize_nf4_ref
 from pallas_kernels.nf4.tables import NF4_TABLE
+from tests.pallas_kernels.drawing import FLOAT16
 from tests.pallas_kernels.nf4.stacks import COMPILED, four_bits, functional
 
 BY_NAME = {case.name: case for case in ODD_CASES}
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", FLOAT16)
 
 
 def of_whole_halves(case):

@@ -13,12 +13,12 @@ from pallas_kernels.nf4 import dequantize_nf4
 from pallas_kernels.nf4_matmul import nf4_matmul
 from pallas_kernels.nf4_matmul.cases import ODD_CASES, ODD_STACKS
 from pallas_kernels.nf4_matmul.reference import nf4_matmul_ref
-from tests.pallas_kernels.drawing import normal
+from tests.pallas_kernels.drawing import FLOAT16, normal
 from tests.pallas_kernels.nf4.stacks import COMPILED, four_bits
 from tests.tolerances import relative_error, tolerance
 
 STACKS = {stack.name: stack for stack in ODD_STACKS}
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", FLOAT16)
 
 
 def drawn_x(case, dtype):

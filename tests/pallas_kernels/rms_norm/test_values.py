@@ -14,14 +14,14 @@ from pallas_kernels import add_rms_norm, rms_norm
 from pallas_kernels.rms_norm.cases import ODD_CASES, Case, make_inputs
 from pallas_kernels.rms_norm.reference import add_rms_norm_ref
 from tests.pallas_kernels.compiled import exact_jit, quick_jit
-from tests.pallas_kernels.drawing import normal
+from tests.pallas_kernels.drawing import FLOAT16, normal
 from tests.tolerances import relative_error, tolerance
 
 LLAMA = Case(name="llama", M=19, D=48)
 GEMMA = Case(name="gemma", M=19, D=48, unit_offset=True)
 over_cases = pytest.mark.parametrize("case", ODD_CASES, ids=lambda case: case.name)
 over_forms = pytest.mark.parametrize("case", [LLAMA, GEMMA], ids=lambda case: case.name)
-over_dtypes = pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+over_dtypes = pytest.mark.parametrize("dtype", ["float32", "bfloat16", FLOAT16])
 over_backends = pytest.mark.parametrize(
     "backend", ["xla", "interpret", pytest.param("triton", marks=pytest.mark.gpu)]
 )
@@ -110,7 +110,7 @@ def test_equals_transformers_of_the_rounded_inputs(case, dtype, backend, monkeyp
 
 @over_backends
 @over_forms
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", FLOAT16])
 def test_casts_in_the_order_of_transformers(case, dtype, backend):
     """Bit-equal but for the few values that a sum in another order rounds the other way."""
     inputs = make_inputs(case, dtype, normal(3))
