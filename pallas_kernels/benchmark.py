@@ -83,15 +83,16 @@ def rows(
     for name in cases or bench.CASES:
         if name not in bench.CASES:
             raise ValueError(f"`{op}` has the cases {', '.join(bench.CASES)}; got {name!r}.")
-        sets = _input_sets(bench, bench.CASES[name])
+        case = bench.CASES[name]
+        sets = _input_sets(bench, case)
         for direction in DIRECTIONS if sets[0][0] else ["forward"]:
             timed = functools.partial(_timed, op, name, direction, runs, rates)
             for provider, function in bench.PROVIDERS.items():
-                program = _program(function, bench.CASES[name], direction)
-                yield timed(provider, functools.partial(_compiled, program, sets))
+                prepare = functools.partial(_compiled, function, case, direction, sets)
+                yield timed(provider, prepare)
             if peers is None:
                 continue
-            found = peers.programs(op, bench.CASES[name], direction, sets)
+            found = peers.programs(op, case, direction, sets)
             for provider, call in found.items():
                 if isinstance(call, str):
                     yield _skipped(op, name, direction, provider, call)
@@ -110,20 +111,26 @@ def _program(function: Callable[..., Any], case: Any, direction: str) -> Callabl
     def forward(arrays: tuple[Any, ...], rest: tuple[Any, ...]) -> Any:
         return function(case, arrays, rest)
 
-    def both(arrays: tuple[Any, ...], rest: tuple[Any, ...]) -> Any:
+    def both(arrays: tuple[Any, ...], rest: tuple[Any, ...], dy: Any) -> Any:
         y, pull = jax.vjp(lambda *a: function(case, a, rest), *arrays)
-        return y, pull(jax.tree.map(jnp.ones_like, y))
+        return y, pull(dy)
 
     return forward if direction == "forward" else both
 
 
 def _compiled(
-    program: Callable[..., Any], sets: Sequence[tuple[Any, Any]]
+    function: Callable[..., Any], case: Any, direction: str, sets: Sequence[tuple[Any, Any]]
 ) -> tuple[Callable[[int], Any], int | None]:
     """Give what starts the n-th call, and the program's peak memory in bytes."""
-    compiled = jax.jit(program).lower(*sets[0]).compile()
+    given: Sequence[tuple[Any, ...]] = sets
+    if direction != "forward":
+        # An operand: of a constant the compiler would read nothing.
+        y = jax.eval_shape(functools.partial(function, case), *sets[0])
+        dy = jax.tree.map(lambda one: jnp.ones(one.shape, one.dtype), y)
+        given = [(*each, dy) for each in sets]
+    compiled = jax.jit(_program(function, case, direction)).lower(*given[0]).compile()
     peak = getattr(compiled.memory_analysis(), "peak_memory_in_bytes", None)
-    return lambda n: compiled(*sets[n % len(sets)]), peak
+    return lambda n: compiled(*given[n % len(given)]), peak
 
 
 def _timed(

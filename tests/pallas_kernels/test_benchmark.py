@@ -113,7 +113,7 @@ def test_calls_take_their_turn_among_the_sets():
     layers = [int(r[1]) for _, r in bench.input_sets(case, arrays, rest)]
     assert layers == list(range(case.L))
     sets = [((), (jnp.float32(n),)) for n in range(3)]
-    call, peak = benchmark._compiled(lambda _, rest: rest[0] + 1, sets)
+    call, peak = benchmark._compiled(lambda case, _, rest: rest[0] + case, 1, "forward", sets)
     assert [float(call(n)) for n in range(4)] == [1, 2, 3, 1]
     assert peak is None or peak >= 0
 
