@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
+from typing import Any
 
 DEFAULT_WARMUP = 0.1  # of all steps
 SAVE_STRATEGIES = ("no", "steps", "epoch")
@@ -25,6 +27,7 @@ class SFTConfig:
       max_steps: Optimizer steps; -1: from the epochs.
       learning_rate: Peak, 1/step.
       lr_scheduler_type: See `jaxtune.optim.schedules`.
+      lr_scheduler_kwargs: Options of that schedule, such as {"min_lr_rate": 0.1}; None: none.
       warmup_steps: Steps of warm-up; below 1 it is a share of all steps. The default is no warm-up
         for "constant", which has none.
       warmup_ratio: The older name of such a share; None: `warmup_steps` alone.
@@ -54,6 +57,7 @@ class SFTConfig:
     max_steps: int = -1
     learning_rate: int | float = 5e-5
     lr_scheduler_type: str = "linear"
+    lr_scheduler_kwargs: Mapping[str, Any] | None = None
     warmup_steps: int | float = DEFAULT_WARMUP
     warmup_ratio: int | float | None = None
     optim: str = "adamw_8bit"

@@ -100,8 +100,13 @@ def checked_optimizers(optimizers: Any, args: SFTConfig) -> Optimizers:
     if tx is None:
         rate = schedule
         if rate is None:
-            warmup = args.warmup(1)
-            rate = create_schedule(args.lr_scheduler_type, args.learning_rate, warmup, 1)
+            rate = create_schedule(
+                args.lr_scheduler_type,
+                args.learning_rate,
+                args.warmup(1),
+                1,
+                args.lr_scheduler_kwargs,
+            )
         create_optimizer(args.optim, rate)
     return tx, schedule
 

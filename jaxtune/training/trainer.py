@@ -210,6 +210,7 @@ class SFTTrainer:
             args.learning_rate,
             args.warmup(num_training_steps),
             num_training_steps,
+            args.lr_scheduler_kwargs,
         )
 
     def create_optimizer(self) -> optax.GradientTransformation:

@@ -13,10 +13,36 @@ PEAK = 2e-4
 CASES = [(0, 60), (5, 60), (60, 60), (59, 60), (0, 1), (1, 1), (7, 5), (0, 2)]
 
 
-def theirs(name, warmup_steps, total_steps):
+# Where a schedule needs options, or is worth a look with some.
+OPTIONS = {
+    "cosine_with_min_lr": [{"min_lr": 1e-5}, {"min_lr_rate": 0.2, "num_cycles": 1.5}],
+    "cosine_with_restarts": [{}, {"num_cycles": 3}],
+    "polynomial": [{}, {"lr_end": 1e-5, "power": 2.5}],
+    "inverse_sqrt": [{}, {"timescale": 9}],
+    "warmup_stable_decay": [
+        {"num_decay_steps": 9},
+        {"num_decay_steps": 12, "num_stable_steps": 3, "min_lr_ratio": 0.1},
+        {"num_decay_steps": 20, "warmup_type": "cosine", "decay_type": "1-sqrt"},
+        {"num_decay_steps": 20, "warmup_type": "1-sqrt", "decay_type": "linear"},
+    ],
+}
+NAMED = [(name, each) for name in SCHEDULES for each in OPTIONS.get(name, [{}])]
+
+RUNS = [
+    (name, options, warmup_steps, total_steps)
+    for name, options in NAMED
+    for warmup_steps, total_steps in CASES
+    # There transformers divides by zero; "constant" has no warm-up.
+    if name != "constant" and (name != "polynomial" or warmup_steps < total_steps)
+]
+
+
+def theirs(name, warmup_steps, total_steps, options=None):
     """The rate of each update, as the optimizer of a transformers run has it."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=PEAK)
-    scheduler = transformers.get_scheduler(name, optimizer, warmup_steps, total_steps)
+    scheduler = transformers.get_scheduler(
+        name, optimizer, warmup_steps, total_steps, scheduler_specific_kwargs=options
+    )
     rates = []
     for _ in range(total_steps):
         rates.append(scheduler.get_last_lr()[0])
@@ -25,18 +51,18 @@ def theirs(name, warmup_steps, total_steps):
     return [*rates, scheduler.get_last_lr()[0]]
 
 
-def ours(name, warmup_steps, total_steps):
-    schedule = create_schedule(name, PEAK, warmup_steps, total_steps)
+def ours(name, warmup_steps, total_steps, options=None):
+    schedule = create_schedule(name, PEAK, warmup_steps, total_steps, options)
     return [float(schedule(jnp.int32(n))) for n in range(total_steps + 1)]
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize(("warmup_steps", "total_steps"), CASES)
-@pytest.mark.parametrize("name", sorted(set(SCHEDULES) - {"constant"}))
-def test_equals_transformers_at_every_step(name, warmup_steps, total_steps):
-    expected = theirs(name, warmup_steps, total_steps)
-    found = ours(name, warmup_steps, total_steps)
-    assert relative_error(found, expected) <= tolerance("float32", "schedule")
+@pytest.mark.filterwarnings("ignore:Both num_training_steps and num_stable_steps")
+@pytest.mark.parametrize(("name", "options", "warmup_steps", "total_steps"), RUNS)
+def test_equals_transformers_at_every_step(name, options, warmup_steps, total_steps):
+    expected = theirs(name, warmup_steps, total_steps, options)
+    found = ours(name, warmup_steps, total_steps, options)
+    assert relative_error(found, expected, PEAK) <= tolerance("float32", "schedule")
 
 
 @pytest.mark.parity
@@ -68,10 +94,26 @@ def test_constant_refuses_a_warm_up(warmup_steps):
 
 
 def test_an_unknown_name_lists_the_known():
-    with pytest.raises(ValueError, match=r"one of \['constant', .*'linear'\]; got 'cosin'"):
+    with pytest.raises(ValueError, match=r"one of \['constant', .*'linear', .*\]; got 'cosin'"):
         create_schedule("cosin", PEAK, 0, 60)
 
 
 @pytest.mark.parity
 def test_every_name_is_transformers_own():
     assert set(SCHEDULES) <= {kind.value for kind in transformers.SchedulerType}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("linear", {"num_cycles": 1}, r"'linear' may have no keys; got \['num_cycles'\]"),
+        ("polynomial", {"end": 1}, r"may have \['lr_end', 'power'\]; got \['end'\]"),
+        ("polynomial", {"lr_end": 1.0}, "`lr_end` must be below `learning_rate`"),
+        ("cosine_with_min_lr", {}, "needs one of `min_lr` and `min_lr_rate`; got None and None"),
+        ("warmup_stable_decay", {}, "needs `num_decay_steps`"),
+        ("warmup_stable_decay", {"num_decay_steps": 2, "decay_type": "sqrt"}, "`decay_type` must"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        create_schedule(name, PEAK, 0, 60, options)
