@@ -37,6 +37,7 @@ class SFTConfig:
       adam_beta2: Decay of the second moment.
       adam_epsilon: Added to the root of the second moment.
       max_grad_norm: Gradients are scaled down to this global norm; 0 turns it off.
+      label_smoothing_factor: Share of a token's loss that is the mean over the vocabulary.
       logging_steps: Steps between two log records.
       save_strategy: When `output_dir/checkpoint-{step}` is written: "no", "steps" (every
         `save_steps`, and after the last step) or "epoch"; None: "steps" where `output_dir` is
@@ -66,6 +67,7 @@ class SFTConfig:
     adam_beta2: int | float = 0.999
     adam_epsilon: int | float = 1e-8
     max_grad_norm: int | float = 1.0
+    label_smoothing_factor: int | float = 0.0
     logging_steps: int = 1
     save_strategy: str | None = None
     save_steps: int | float = 500
@@ -96,7 +98,7 @@ class SFTConfig:
                 f"{self.max_length} and {self.max_seq_length}. Pass one of them."
             )
         _check("adam_epsilon", self.adam_epsilon, self.adam_epsilon > 0, "> 0")
-        for name in ("adam_beta1", "adam_beta2", "warmup_ratio"):
+        for name in ("adam_beta1", "adam_beta2", "warmup_ratio", "label_smoothing_factor"):
             value = getattr(self, name)
             _check(name, value, value is None or 0 <= value < 1, "in [0, 1)")
         self._check_saving()

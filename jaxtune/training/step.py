@@ -1,5 +1,6 @@
 """The training step: pure functions over the two trees of a model."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,12 @@ def merge(graphdef: nnx.GraphDef, trainable: nnx.State, frozen: nnx.State) -> Ca
 
 
 def loss(
-    graphdef: nnx.GraphDef, trainable: nnx.State, frozen: nnx.State, batch: Batch
+    graphdef: nnx.GraphDef,
+    trainable: nnx.State,
+    frozen: nnx.State,
+    batch: Batch,
+    *,
+    label_smoothing: float = 0.0,
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Sum of the token losses of a batch, and the number of tokens in it.
 
@@ -51,6 +57,8 @@ def loss(
       trainable: From `split`; differentiate with respect to this.
       frozen: From `split`.
       batch: One micro-batch.
+      label_smoothing: e in [0, 1): a token's loss becomes (1 - e) times itself plus e times the
+        mean of -log p over the vocabulary.
 
     Returns:
       (loss_sum, token_count), float32 and int32.
@@ -64,11 +72,15 @@ def loss(
         positions=None if batch.positions is None else jnp.asarray(batch.positions),
         dropout_key=batch.dropout_key,
     )
-    return token_losses(model, hidden, batch)
+    return token_losses(model, hidden, batch, label_smoothing=label_smoothing)
 
 
 def token_losses(
-    model: CausalLM, hidden: Float[Array, "B T D"], batch: Batch
+    model: CausalLM,
+    hidden: Float[Array, "B T D"],
+    batch: Batch,
+    *,
+    label_smoothing: float = 0.0,
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """The loss of a batch from the decoder's output.
 
@@ -76,6 +88,7 @@ def token_losses(
       model: Its output head is used.
       hidden: After the final norm.
       batch: Labels and documents.
+      label_smoothing: As in `loss`.
 
     Returns:
       (loss_sum, token_count), as `loss`.
@@ -87,6 +100,7 @@ def token_losses(
         model.head_weight().astype(hidden.dtype),
         labels.reshape(-1),
         softcap=model.config.final_logit_softcapping,
+        label_smoothing=label_smoothing,
         backend=model.model.split_kernels,
     )
     return loss_sum, jnp.sum(labels != IGNORE)
@@ -98,6 +112,8 @@ def window_gradient(
     frozen: nnx.State,
     batch: Batch,
     accumulation: int,
+    *,
+    label_smoothing: float = 0.0,
 ) -> tuple[nnx.State, Float[Array, ""], Int[Array, ""]]:
     """Gradient of the window's mean loss, that loss, and its token count.
 
@@ -110,11 +126,13 @@ def window_gradient(
       frozen: From `split`.
       batch: All rows of the window, [accumulation * B, T].
       accumulation: Micro-batches to cut it into, in order.
+      label_smoothing: As in `loss`.
 
     Returns:
       (gradient, mean loss, token count); the gradient of a leaf is float32 at least.
     """
-    value_and_grad = jax.value_and_grad(loss, argnums=1, has_aux=True)
+    smoothed = functools.partial(loss, label_smoothing=label_smoothing)
+    value_and_grad = jax.value_and_grad(smoothed, argnums=1, has_aux=True)
 
     def micro_step(
         total: tuple[nnx.State, jax.Array, jax.Array], micro: Batch
@@ -181,6 +199,7 @@ def make_train_step(
     *,
     accumulation: int = 1,
     max_grad_norm: int | float | None = None,
+    label_smoothing: float = 0.0,
 ) -> Step:
     """Compile-once training step: micro-batches, clip and optimizer in one program.
 
@@ -189,6 +208,7 @@ def make_train_step(
       tx: Any optax transformation; its schedule counts optimizer steps.
       accumulation: Micro-batches a step; the batch's rows are cut in order.
       max_grad_norm: Global norm to clip to; None or 0: no clipping.
+      label_smoothing: As in `loss`.
 
     Returns:
       `step(trainable, opt_state, frozen, batch) -> (trainable, opt_state, metrics)`, which
@@ -206,7 +226,7 @@ def make_train_step(
                 "jax.random.fold_in(jax.random.key(seed), step)."
             )
         gradient, mean_loss, tokens = window_gradient(
-            graphdef, trainable, frozen, batch, accumulation
+            graphdef, trainable, frozen, batch, accumulation, label_smoothing=label_smoothing
         )
         norm = optax.tree.norm(gradient)
         if max_grad_norm:

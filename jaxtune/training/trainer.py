@@ -261,6 +261,7 @@ class SFTTrainer:
             tx,
             accumulation=args.gradient_accumulation_steps,
             max_grad_norm=args.max_grad_norm,
+            label_smoothing=args.label_smoothing_factor,
         )
         opt_state = tx.init(trainable)
         key = jax.random.key(args.seed) if self.model.has_dropout else None

@@ -128,6 +128,28 @@ def test_loss_is_torchs_sum_over_the_shifted_labels():
 
 
 @pytest.mark.parity
+def test_smoothed_loss_is_torchs_and_its_gradient_the_whole_windows():
+    batch, (graphdef, trainable, frozen) = padded(documents()), parts()
+    model = merge(graphdef, trainable, frozen)
+    logits = torch.tensor(np.asarray(model(batch.input_ids))[:, :-1].reshape(-1, VOCABULARY))
+    expected = torch.nn.functional.cross_entropy(
+        logits.double(),
+        torch.tensor(np.asarray(batch.labels)[:, 1:].reshape(-1)).long(),
+        ignore_index=IGNORE,
+        reduction="sum",
+        label_smoothing=0.3,
+    )
+    found, count = loss(graphdef, trainable, frozen, batch, label_smoothing=0.3)
+    assert relative_error(found, expected) <= tolerance("float32", "window_loss")
+    _, mean, tokens = window_gradient(graphdef, trainable, frozen, batch, 4, label_smoothing=0.3)
+    assert tokens == count
+    assert relative_error(mean, expected / int(count)) <= tolerance("float32", "window_loss")
+    step = make_train_step(graphdef, optax.sgd(0.1), label_smoothing=0.3)
+    *_, metrics = step(fresh(trainable), optax.sgd(0.1).init(trainable), frozen, batch)
+    assert relative_error(metrics["loss"], mean) <= tolerance("float32", "window_loss")
+
+
+@pytest.mark.parity
 def test_ignored_labels_do_not_count():
     rows = documents()
     batch = padded(rows)
