@@ -9,17 +9,23 @@ CALL = "__gpu$xla.gpu.triton"
 SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
-def gpu():
-    """Tell JAX of a GPU that is not there, where it asks for one (from 0.11 on)."""
-    if not hasattr(jax.sharding, "AbstractDevice"):
+# Compute capability 8.0, 8.9, 9.0 and 10.0, where JAX lets one name the device.
+NAMED = hasattr(jax.sharding, "AbstractDevice")
+DEVICES = ("NVIDIA A100-SXM4-80GB", "NVIDIA L4", "NVIDIA H100 80GB HBM3", "NVIDIA B200")
+
+
+def gpu(kind="NVIDIA L4"):
+    """Tell JAX of a GPU that is not there, where it asks for one."""
+    if not NAMED:
         return nullcontext()
-    device = jax.sharding.AbstractDevice(device_kind="NVIDIA L4", num_cores=None, platform="gpu")
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform="gpu")
     mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
     return jax.sharding.use_abstract_mesh(mesh)
 
 
-def lowered(function, *arguments):
-    with gpu():
+def lowered(function, *arguments, kind="NVIDIA L4"):
+    """Text of the program."""
+    with gpu(kind):
         program = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
     return program.as_text()
 
