@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxtune import functional as functional
     from jaxtune.api import FastLanguageModel as FastLanguageModel
+    from jaxtune.memory import memory_stats as memory_stats
     from jaxtune.training.config import SFTConfig as SFTConfig
     from jaxtune.training.state import TrainerCallback as TrainerCallback
     from jaxtune.training.trainer import SFTTrainer as SFTTrainer
@@ -19,9 +20,17 @@ _HOMES = {
     "SFTTrainer": "jaxtune.training.trainer",
     "TrainerCallback": "jaxtune.training.state",
     "functional": "jaxtune",
+    "memory_stats": "jaxtune.memory",
 }
 
-__all__ = ["FastLanguageModel", "SFTConfig", "SFTTrainer", "TrainerCallback", "functional"]
+__all__ = [
+    "FastLanguageModel",
+    "SFTConfig",
+    "SFTTrainer",
+    "TrainerCallback",
+    "functional",
+    "memory_stats",
+]
 
 
 def __getattr__(name: str) -> Any:

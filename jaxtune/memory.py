@@ -1,0 +1,89 @@
+"""Memory of the device, with the names that notebooks print."""
+
+import dataclasses
+import resource
+import sys
+from pathlib import Path
+
+import jax
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryStats:
+    """Memory of JAX's default device, bytes; of this process where the device is the host.
+
+    Attributes:
+      name: Of the device.
+      total_memory: What JAX may take; its pool, not the whole card.
+      memory_reserved: Held by arrays now.
+      max_memory_reserved: Most that arrays have held since the process began. What nvidia-smi shows
+        is the pool that JAX takes in advance.
+    """
+
+    name: str
+    total_memory: int
+    memory_reserved: int
+    max_memory_reserved: int
+
+    def lines(self, before: "MemoryStats | None" = None) -> list[str]:
+        """The lines of the notebooks: without `before` those at the start, else those at the end.
+
+        Args:
+          before: As it was before training.
+
+        Returns:
+          One text a line, GB as 2^30 bytes.
+        """
+        total = self.total_memory / GIB
+        if before is None:
+            return [
+                f"GPU = {self.name}. Max memory = {total:.3f} GB.",
+                f"{self.memory_reserved / GIB:.3f} GB of memory reserved.",
+            ]
+        peak = self.max_memory_reserved / GIB
+        training = peak - before.max_memory_reserved / GIB
+        return [
+            f"Peak reserved memory = {peak:.3f} GB.",
+            f"Peak reserved memory for training = {training:.3f} GB.",
+            f"Peak reserved memory % of max memory = {100 * peak / total:.3f} %.",
+            f"Peak reserved memory for training % of max memory = {100 * training / total:.3f} %.",
+        ]
+
+
+def memory_stats() -> MemoryStats:
+    """Memory of JAX's default device, now and at its peak."""
+    device = jax.devices()[0]
+    stats = device.memory_stats()
+    if stats is None:
+        return _of_the_host(device.device_kind)
+    return MemoryStats(
+        name=device.device_kind,
+        total_memory=stats["bytes_limit"],
+        memory_reserved=stats["bytes_in_use"],
+        max_memory_reserved=stats["peak_bytes_in_use"],
+    )
+
+
+def _of_the_host(name: str) -> MemoryStats:
+    """Resident memory of this process; its arrays are in it."""
+    # Linux counts it in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return MemoryStats(
+        name=name,
+        total_memory=_field("/proc/meminfo", "MemTotal") or peak,
+        memory_reserved=min(_field("/proc/self/status", "VmRSS") or peak, peak),
+        max_memory_reserved=peak,
+    )
+
+
+def _field(file: str, name: str) -> int | None:
+    """Bytes of a line such as "VmRSS: 12 kB"; None where there is no such file."""
+    try:
+        text = Path(file).read_text(encoding="ascii")
+    except OSError:
+        return None
+    found = [line.split()[1] for line in text.splitlines() if line.startswith(f"{name}:")]
+    return int(found[0]) * 1024 if found else None
