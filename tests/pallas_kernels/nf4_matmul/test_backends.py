@@ -43,8 +43,10 @@ def test_triton_refuses_and_auto_takes_plain_jax(asked, reason):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("sizes", [{}, {"M": 32}, {"L": 1023}, {"L": 2048}, {"block": 256}])
-def test_triton_serves_an_nvidia_gpu(sizes, dtype):
-    assert choose("auto", api.BACKENDS, problem(dtype=dtype, **sizes)).name == "triton"
+def test_triton_serves_an_nvidia_gpu_that_asks_for_it(sizes, dtype):
+    asked = problem(dtype=dtype, **sizes)
+    assert choose("triton", api.BACKENDS, asked).name == "triton"
+    assert choose("auto", api.BACKENDS, asked).name == "xla"
 
 
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="the device serves it")
