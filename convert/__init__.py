@@ -28,12 +28,17 @@ from convert.peft import read_adapter as read_adapter
 from convert.peft import write_adapter as write_adapter
 from convert.quantization_config import Quantization as Quantization
 from convert.quantization_config import quantization_of as quantization_of
+from convert.quantization_config import with_quantization as with_quantization
 from convert.quantization_config import without_quantization as without_quantization
 from convert.quantized import QuantizedInfo as QuantizedInfo
 from convert.quantized import QuantizedTensor as QuantizedTensor
 from convert.quantized import part_names as part_names
 from convert.quantized import quantized_infos as quantized_infos
 from convert.quantized import read_quantized as read_quantized
+from convert.quantized_form import computed_parts as computed_parts
+from convert.quantized_form import new_info as new_info
+from convert.quantized_form import stored_parts as stored_parts
+from convert.rounding import FLOAT_DTYPES as FLOAT_DTYPES
 from convert.rounding import cast as cast
 from convert.rounding import merge_linear as merge_linear
 from convert.stream import LazyTensor as LazyTensor
@@ -46,6 +51,7 @@ from convert.writer import write_checkpoint as write_checkpoint
 
 __all__ = [
     "EXPORTERS",
+    "FLOAT_DTYPES",
     "Adapter",
     "AdapterConfig",
     "Checkpoint",
@@ -63,6 +69,7 @@ __all__ = [
     "block_scales",
     "cast",
     "companions",
+    "computed_parts",
     "dequantize",
     "dtype_of",
     "file_name",
@@ -71,6 +78,7 @@ __all__ = [
     "merge_linear",
     "merged_config",
     "names_module",
+    "new_info",
     "open_adapter",
     "open_checkpoint",
     "part_names",
@@ -81,7 +89,9 @@ __all__ = [
     "read_json_object",
     "read_quantized",
     "read_safetensors",
+    "stored_parts",
     "ties_embeddings",
+    "with_quantization",
     "without_quantization",
     "write_adapter",
     "write_checkpoint",

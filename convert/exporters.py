@@ -83,6 +83,18 @@ def _export_merged(options: argparse.Namespace, meter: Meter) -> str:
         )
 
 
+def _refuse_merged_4bit(options: argparse.Namespace, _: Meter) -> str:
+    """Say what writes 4-bit models: they are quantised on JAX's device, and nothing is here."""
+    open_adapter(options.src)[1].close()  # what is no adapter gets that error, as everywhere
+    raise broken(
+        "A merged 4-bit model must be written by jaxtune, which quantises it",
+        got="the target merged-4bit of convert, which does not use JAX",
+        wanted='model.save_pretrained_merged(folder, save_method="merged_4bit")',
+        cure=f"In Python: FastLanguageModel.from_pretrained({str(options.src)!r})[0]"
+        f'.save_pretrained_merged({str(options.out)!r}, save_method="merged_4bit").',
+    )
+
+
 def _base_of(adapter: Path) -> Path:
     """The local folder that an adapter's configuration names as its base."""
     config, tensors = open_adapter(adapter)
@@ -110,5 +122,11 @@ EXPORTERS: dict[str, Exporter] = {
         example="python -m convert merged my-adapter my-model --base Llama-3.2-1B --dtype bfloat16",
         add_options=_add_merged_options,
         export=_export_merged,
+    ),
+    "merged-4bit": Exporter(
+        summary="nothing: say how jaxtune writes the merged model in bitsandbytes' 4 bits",
+        example="python -m convert merged-4bit my-adapter my-model",
+        add_options=_add_merged_options,
+        export=_refuse_merged_4bit,
     ),
 }

@@ -1,9 +1,10 @@
-"""The JSON that bitsandbytes writes beside a 4-bit weight, checked before it is believed.
+"""The JSON that bitsandbytes writes beside a 4-bit weight: written, and checked when it is read.
 
 Source: https://github.com/bitsandbytes-foundation/bitsandbytes `functional.py` @ 0.50.2
 (`QuantState.as_dict`, `QuantState.from_dict`, `dequantize_4bit`).
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +83,31 @@ def parse_quant_state(data: bytes, weight: str, quant_type: str) -> QuantState:
         nested_block=values["nested_blocksize"] if nested else None,
         offset=np.float32(values["nested_offset"]) if nested else None,
     )
+
+
+def write_quant_state(state: QuantState) -> bytes:
+    """Write the JSON of one weight: bitsandbytes' keys in its order, and its values.
+
+    The offset has 17 digits and an exponent, always, which is exact for a float32: so the length is
+    known before the weight is computed, and the header of a file can be written first.
+
+    Args:
+      state: Of the weight; the offset, a mean of magnitudes, is not negative.
+
+    Returns:
+      The bytes of `<weight>.quant_state.bitsandbytes__<quant_type>`.
+    """
+    values: dict[str, object] = {
+        "quant_type": state.quant_type,
+        "blocksize": state.block,
+        "dtype": str(state.dtype),
+        "shape": list(state.shape),
+    }
+    if state.nested_block is None or state.offset is None:
+        return json.dumps(values).encode()
+    values |= {"nested_blocksize": state.nested_block, "nested_dtype": "float32"}
+    text = json.dumps(values).removesuffix("}")
+    return f'{text}, "nested_offset": {float(state.offset):.16e}}}'.encode()
 
 
 def _bad(weight: str, got: str, wanted: str) -> CheckpointError:

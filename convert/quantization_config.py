@@ -1,4 +1,4 @@
-"""`quantization_config` of config.json: 4-bit weights of bitsandbytes are read, nothing else is.
+"""`quantization_config` of config.json: that of 4-bit weights of bitsandbytes, read and written.
 
 Source: https://github.com/huggingface/transformers `utils/quantization_config.py` @ v5.24
 (`BitsAndBytesConfig`, its defaults).
@@ -7,6 +7,8 @@ Source: https://github.com/huggingface/transformers `utils/quantization_config.p
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from convert.errors import CheckpointError, broken, shown
 from convert.quant_state import QUANT_TYPES
@@ -51,6 +53,37 @@ def quantization_of(config: Mapping[str, object]) -> Quantization | None:
     found = [place[key] for place in places for key in _KEYS if place.get(key) is not None]
     parsed = [_bitsandbytes(values) for values in found]
     return parsed[0] if parsed else None
+
+
+def with_quantization(
+    config: Mapping[str, object], quantization: Quantization, compute_dtype: np.dtype
+) -> dict[str, object]:
+    """Copy a config.json with what transformers writes of a model of 4-bit weights.
+
+    Args:
+      config: Of the same model with dense weights.
+      quantization: How its linear layers are quantised.
+      compute_dtype: That transformers multiplies in.
+
+    Returns:
+      The configuration with a `quantization_config`; the codes are stored as uint8.
+    """
+    values = {
+        "_load_in_4bit": True,
+        "_load_in_8bit": False,
+        "bnb_4bit_compute_dtype": str(compute_dtype),
+        "bnb_4bit_quant_storage": "uint8",
+        "bnb_4bit_quant_type": quantization.quant_type,
+        "bnb_4bit_use_double_quant": quantization.double_quant,
+        "llm_int8_enable_fp32_cpu_offload": False,
+        "llm_int8_has_fp16_weight": False,
+        "llm_int8_skip_modules": list(quantization.skip_modules),
+        "llm_int8_threshold": 6.0,
+        "load_in_4bit": True,
+        "load_in_8bit": False,
+        "quant_method": _METHOD,
+    }
+    return {**config, QUANTIZATION_KEY: values}
 
 
 def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def read_state(checkpoint: Checkpoint, weight: str, quant_type: str) -> QuantSta
         raise misfit(weight, f"{shown(name)} of {held.dtype} {held.shape}", wanted)
     state = parse_quant_state(checkpoint.read(name).tobytes(), weight, quant_type)
     _check_codes(checkpoint, weight, state)
-    for part, (dtype, length) in _layout(state).items():
+    for part, (dtype, length) in layout(state).items():
         name = f"{weight}.{part}"
         if name not in checkpoint:
             raise misfit(weight, f"no {shown(name)}", "all the parts that its quant_state needs")
@@ -94,6 +94,26 @@ def read_state(checkpoint: Checkpoint, weight: str, quant_type: str) -> QuantSta
             got = f"{shown(name)} of {held.dtype} {held.shape}"
             raise misfit(weight, got, f"{dtype} ({length},), as its quant_state says")
     return state
+
+
+def layout(state: QuantState) -> dict[str, tuple[np.dtype, int]]:
+    """Say what stands beside a 4-bit weight's codes and its JSON.
+
+    Args:
+      state: Of the weight.
+
+    Returns:
+      {part: its dtype and length}.
+    """
+    blocks = -(-math.prod(state.shape) // state.block)
+    if state.nested_block is None:
+        return {SCALES: (_F32, blocks), TABLE: (_F32, _CODES)}
+    return {
+        SCALES: (_U8, blocks),
+        TABLE: (_F32, _CODES),
+        NESTED_SCALES: (_F32, -(-blocks // state.nested_block)),
+        NESTED_TABLE: (_F32, _NESTED_CODES),
+    }
 
 
 def check_leftovers(checkpoint: Checkpoint, used: frozenset[str]) -> None:
@@ -158,19 +178,6 @@ def misfit(weight: str, got: str, wanted: str) -> CheckpointError:
 def _state_name(weight: str, quant_type: str) -> str:
     """The name of a weight's JSON."""
     return f"{weight}{_MARK}{_KIND}{quant_type}"
-
-
-def _layout(state: QuantState) -> dict[str, tuple[np.dtype, int]]:
-    """{part: its dtype and length}, of those beside the codes."""
-    blocks = -(-math.prod(state.shape) // state.block)
-    if state.nested_block is None:
-        return {SCALES: (_F32, blocks), TABLE: (_F32, _CODES)}
-    return {
-        SCALES: (_U8, blocks),
-        TABLE: (_F32, _CODES),
-        NESTED_SCALES: (_F32, -(-blocks // state.nested_block)),
-        NESTED_TABLE: (_F32, _NESTED_CODES),
-    }
 
 
 def _check_codes(checkpoint: Checkpoint, weight: str, state: QuantState) -> None:

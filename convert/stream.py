@@ -1,5 +1,8 @@
 """Write a safetensors file tensor by tensor: the host holds one tensor, however large the file.
 
+Tensors are read in the order in which they are given, so that some of them can be computed
+together, and each is written to its own place in the file.
+
 The bytes are those of the safetensors library: tensors ordered by dtype, widest first, then by
 name, so that each begins at a multiple of its width.
 Source: https://github.com/huggingface/safetensors `safetensors/src/tensor.rs` @ v0.8.0 (`prepare`).
@@ -57,7 +60,7 @@ def write_lazy_safetensors(
 
     Args:
       path: The file to create or replace; its folder exists.
-      tensors: What to write; each is read once, in the file's order.
+      tensors: What to write; each is read once, in this order.
       metadata: The header's text, `{"format": "pt"}` for files that PyTorch users load.
       progress: Called after each tensor with its name and its bytes.
 
@@ -65,11 +68,12 @@ def write_lazy_safetensors(
       CheckpointError: a dtype that safetensors cannot hold, the reserved name `__metadata__`, or a
         tensor that was read with another shape or dtype than declared. Nothing is left behind.
     """
-    header, names = _layout(tensors, metadata)
+    header, places = _layout(tensors, metadata)
     with atomic(path) as temporary, temporary.open("wb") as stream:
         stream.write(header)
-        for name in names:
-            _write_tensor(stream, name, tensors[name])
+        for name, tensor in tensors.items():
+            stream.seek(places[name])
+            _write_tensor(stream, name, tensor)
             if progress is not None:
                 progress(name, tensors[name].nbytes)
 
@@ -93,8 +97,8 @@ def safetensors_bytes(tensors: Mapping[str, LazyTensor], metadata: Mapping[str, 
 
 def _layout(
     tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str]
-) -> tuple[bytes, list[str]]:
-    """The file's first bytes, and the tensors' names in the order of their data."""
+) -> tuple[bytes, dict[str, int]]:
+    """The file's first bytes, and for each tensor the byte of the file at which it begins."""
     for name, tensor in tensors.items():
         if tensor.dtype not in _CODES or name == "__metadata__":
             raise broken(
@@ -105,9 +109,10 @@ def _layout(
             )
     names = sorted(tensors, key=lambda name: (-_ORDER.index(_CODES[tensors[name].dtype]), name))
     entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    end = 0
+    begins, end = {}, 0
     for name in names:
-        begin, end = end, end + tensors[name].nbytes
+        begins[name] = begin = end
+        end += tensors[name].nbytes
         entries[name] = {
             "dtype": _CODES[tensors[name].dtype],
             "shape": list(tensors[name].shape),
@@ -115,7 +120,8 @@ def _layout(
         }
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % _LENGTH_BYTES)
-    return len(text).to_bytes(_LENGTH_BYTES, "little") + text, names
+    header = len(text).to_bytes(_LENGTH_BYTES, "little") + text
+    return header, {name: len(header) + begin for name, begin in begins.items()}
 
 
 def _write_tensor(stream: BinaryIO, name: str, declared: LazyTensor) -> None:

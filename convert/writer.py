@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from convert.checkpoint import INDEX_FILE, SINGLE_FILE
@@ -36,9 +36,10 @@ def write_checkpoint(
 
     Args:
       folder: Created if it is missing.
-      tensors: By Hugging Face's names; shards are filled in this order.
+      tensors: By Hugging Face's names; they are read, and shards are filled, in this order. A
+        weight `x` and the parts `x.*` that follow it, if it is quantised, share a shard.
       config: What config.json shall hold.
-      max_shard_bytes: Most bytes of tensors in one file; a larger tensor has a file of its own.
+      max_shard_bytes: Most bytes of tensors in one file; a larger weight has a file of its own.
       copied: Files to copy by their names, such as those of the tokenizer.
       progress: Called after each tensor with its name and its bytes.
 
@@ -109,18 +110,30 @@ def _shards(tensors: Mapping[str, LazyTensor], max_shard_bytes: int) -> _Shards:
     """Fill shards in order; {file name: its tensors}."""
     parts: list[dict[str, LazyTensor]] = [{}]
     used = 0
-    for name, tensor in tensors.items():
-        if parts[-1] and used + tensor.nbytes > max_shard_bytes:
+    for weight in _weights(tensors):
+        size = sum(tensor.nbytes for tensor in weight.values())
+        if parts[-1] and used + size > max_shard_bytes:
             parts.append({})
             used = 0
-        parts[-1][name] = tensor
-        used += tensor.nbytes
+        parts[-1] |= weight
+        used += size
     if len(parts) == 1:
         return {SINGLE_FILE: parts[0]}
     return {
         f"model-{number:05d}-of-{len(parts):05d}.safetensors": part
         for number, part in enumerate(parts, start=1)
     }
+
+
+def _weights(tensors: Mapping[str, LazyTensor]) -> Iterator[dict[str, LazyTensor]]:
+    """Each weight with its parts: older transformers look for these in the weight's file only."""
+    weight: dict[str, LazyTensor] = {}
+    for name, tensor in tensors.items():
+        if weight and not name.startswith(f"{next(iter(weight))}."):
+            yield weight
+            weight = {}
+        weight[name] = tensor
+    yield weight
 
 
 def _index(shards: _Shards) -> dict[str, object]:

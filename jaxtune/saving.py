@@ -15,7 +15,9 @@ from flax import nnx
 from tqdm.auto import tqdm
 
 from convert import (
+    FLOAT_DTYPES,
     Checkpoint,
+    DequantizedCheckpoint,
     LazyTensor,
     added_name,
     atomic,
@@ -26,14 +28,17 @@ from convert import (
     merge_linear,
     merged_config,
     open_checkpoint,
+    quantized_infos,
+    stored_parts,
+    with_quantization,
     write_checkpoint,
 )
 from jaxtune.adapters.counting import count_parameters
 from jaxtune.adapters.modules import Place, places
 from jaxtune.adapters.peft_form import save_adapter
-from jaxtune.errors import NotBuiltYetError
 from jaxtune.layers.linear import Linear
 from jaxtune.layers.variables import weight_of
+from jaxtune.merged_4bit import FourBits, counted, four_bits
 from jaxtune.models.decoder import CausalLM
 from pallas_kernels.nf4 import is_stack, layer_matrix
 
@@ -75,12 +80,13 @@ def save_pretrained_merged(
       model: With or without an adapter.
       folder: Created, or its checkpoint replaced when the new one is complete.
       tokenizer: Saved beside; None: the one that the model carries.
-      save_method: "merged_16bit": a full checkpoint in bfloat16 or float16; "lora": the adapter.
+      save_method: "merged_16bit": a full checkpoint in bfloat16 or float16; "merged_4bit", or
+        Unsloth's other names for it: one with the projections in bitsandbytes' 4 bits; "lora":
+        the adapter.
       max_shard_bytes: Largest weight file.
 
     Raises:
-      NotBuiltYetError: A 4-bit method.
-      ValueError: Another method.
+      ValueError: Another method, or what `save_merged` refuses.
     """
     tokenizer = tokenizer if tokenizer is not None else model.carried.tokenizer
     if save_method == "lora":
@@ -88,14 +94,19 @@ def save_pretrained_merged(
         if tokenizer is not None:
             tokenizer.save_pretrained(str(folder))
         return
-    if save_method in FOUR_BIT:
-        raise NotBuiltYetError(
-            f"save_method={save_method!r} is not built yet; pass 'merged_16bit' and quantise "
-            "the folder elsewhere."
+    if save_method not in ("merged_16bit", *FOUR_BIT):
+        raise ValueError(
+            "`save_method` must be 'merged_16bit', 'merged_4bit' or 'lora'; got "
+            f"{save_method!r}. Choose one of them."
         )
-    if save_method != "merged_16bit":
-        raise ValueError(f"`save_method` must be 'merged_16bit' or 'lora'; got {save_method!r}.")
-    save_merged(model, folder, tokenizer, dtype=half_dtype(model), max_shard_bytes=max_shard_bytes)
+    save_merged(
+        model,
+        folder,
+        tokenizer,
+        dtype=half_dtype(model),
+        in_4bit=save_method in FOUR_BIT,
+        max_shard_bytes=max_shard_bytes,
+    )
 
 
 def half_dtype(model: CausalLM) -> np.dtype:
@@ -112,6 +123,7 @@ def save_merged(
     tokenizer: Any = None,
     *,
     dtype: np.dtype,
+    in_4bit: bool = False,
     max_shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a full Hugging Face checkpoint: every tensor is RNE(W + s B A), one in host memory.
@@ -121,15 +133,23 @@ def save_merged(
     names are those of the folder that the model came from; its vision tensors, generation
     settings and tokenizer go along.
 
+    In 4 bits, the projections of the layers are written as bitsandbytes saves nf4: those without
+    an adapter bit for bit as they were loaded, the others quantised again from the 16-bit sum. This
+    costs accuracy: the adapter learned beside the old rounding errors, and the new ones are as
+    large. Embedding, norms, head, and what a 4-bit base left dense, stay dense.
+
     Args:
       model: With or without an adapter.
       folder: Created, or its checkpoint replaced when the new one is complete.
       tokenizer: Takes the place of the base's.
-      dtype: Of every float tensor.
+      dtype: Of every float tensor; with `in_4bit`, of those that stay dense.
+      in_4bit: Write 4-bit projections.
       max_shard_bytes: Largest weight file.
 
     Raises:
-      ValueError: The model has no config.json, or `folder` is the base's own.
+      ValueError: The model has no config.json, `folder` is the base's own, or `in_4bit` with an
+        adapter over fp4 weights or with a weight that is not finite.
+      CheckpointError: What `write_checkpoint` refuses, such as too little space on the disk.
     """
     folder, carried = Path(folder), model.carried
     if carried.config_json is None:
@@ -150,8 +170,15 @@ def save_merged(
         own = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if tokenizer is not None:
             tokenizer.save_pretrained(str(own))
-        _say_base(model, base)
-        tensors = _tensors(model, dtype, base)
+        config = merged_config(carried.config_json, dtype, untied=untied)
+        bits = four_bits(base, dtype) if in_4bit else None
+        if bits is None:
+            _say_base(model, base)
+        else:
+            held = frozenset() if base is None else frozenset(base.names)
+            tqdm.write(counted(model, bits, functools.partial(_written_name, held)))
+            config = with_quantization(config, bits.quantization(model), dtype)
+        tensors = _tensors(model, dtype, base, bits)
         total = sum(tensor.nbytes for tensor in tensors.values())
         bar = stack.enter_context(
             tqdm(total=total, desc="writing weights", unit="B", unit_scale=True)
@@ -159,7 +186,7 @@ def save_merged(
         write_checkpoint(
             folder,
             tensors,
-            merged_config(carried.config_json, dtype, untied=untied),
+            config,
             max_shard_bytes=max_shard_bytes,
             copied=companions(carried.folder or own, own),
             progress=functools.partial(_advance, bar),
@@ -172,31 +199,59 @@ def _advance(bar: tqdm, _: str, size: int) -> None:
 
 def _say_base(model: CausalLM, base: Checkpoint | None) -> None:
     """Say what the adapter of a 4-bit model is merged into."""
-    stacks = [place for place in places(model) if is_stack(weight_of(place.module, True))]
-    if not stacks:
+    if not any(is_stack(weight_of(place.module, True)) for place in places(model)):
         return
-    held = frozenset() if base is None else frozenset(base.names)
-    first = file_name(f"{stacks[0].names[0]}.weight", held)
-    kind = "its dequantised" if _original(stacks[0], first, base) is None else "the original dense"
+    # A 4-bit folder has dense projections too; they are no originals of those that it quantised.
+    dense = base is not None and not quantized_infos(base)
+    kind = "the original dense" if dense else "its dequantised"
     tqdm.write(f"jaxtune: the model has 4-bit weights; {kind} ones are merged and written.")
 
 
-def _tensors(model: CausalLM, dtype: np.dtype, base: Checkpoint | None) -> dict[str, LazyTensor]:
+def _written_name(held: frozenset[str], name: str) -> str:
+    """A tensor's name in the merged checkpoint: the base's for it, of those that it holds."""
+    return file_name(name, held) or added_name(name, held)
+
+
+def _tensors(
+    model: CausalLM, dtype: np.dtype, base: Checkpoint | None, bits: FourBits | None
+) -> dict[str, LazyTensor]:
     """Every tensor of the merged checkpoint by its name in the files, not yet computed."""
     held = frozenset() if base is None else frozenset(base.names)
     tensors = {}
     for place in places(model):
         for layer, name in enumerate(place.names):
             index = layer if place.stacked else None
-            weight = file_name(f"{name}.weight", held)
-            for part, value in _parts(place, index, dtype, _original(place, weight, base)):
-                full = f"{name}.{part}"
-                tensors[file_name(full, held) or added_name(full, held)] = value
+            original = _original(place, file_name(f"{name}.weight", held), base)
+            for part, value in _parts(place, index, dtype, original):
+                written = _written_name(held, f"{name}.{part}")
+                if bits is not None and part == "weight" and bits.holds(place, written):
+                    merge = functools.partial(
+                        _merged_weight, place.module, index, original=original
+                    )
+                    tensors |= bits.parts(place, layer, written, merge)
+                else:
+                    tensors[written] = value
     if base is not None:
-        for name in base.names:
-            if name.startswith(model.other_parts):
-                read = functools.partial(_read_other, base, name, dtype)
-                tensors[name] = LazyTensor(shape=base.info(name).shape, dtype=dtype, read=read)
+        tensors |= _others(model, dtype, base, bits)
+    return tensors
+
+
+def _others(
+    model: CausalLM, dtype: np.dtype, base: Checkpoint, bits: FourBits | None
+) -> dict[str, LazyTensor]:
+    """The base's tensors of parts that the model does not compute, such as vision."""
+    dense = DequantizedCheckpoint(base)
+    tensors = {}
+    for name in dense.names:
+        if not name.startswith(model.other_parts):
+            continue
+        if bits is not None and name in bits.infos:
+            tensors |= stored_parts(base, bits.infos[name])
+            continue
+        info = dense.info(name)
+        kept = dtype if info.dtype in FLOAT_DTYPES else info.dtype
+        read = functools.partial(_read_other, dense, name, kept)
+        tensors[name] = LazyTensor(shape=info.shape, dtype=kept, read=read)
     return tensors
 
 
@@ -248,8 +303,9 @@ def _merged_weight(
     return merge_linear(weight, a, b, scale, dtype)
 
 
-def _read_other(base: Checkpoint, name: str, dtype: np.dtype) -> np.ndarray:
-    return cast(base.read(name), dtype)
+def _read_other(base: DequantizedCheckpoint, name: str, dtype: np.dtype) -> np.ndarray:
+    array = base.read(name)
+    return array if array.dtype == dtype else cast(array, dtype)
 
 
 def _write_card(model: CausalLM, folder: Path) -> None:

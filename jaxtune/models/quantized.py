@@ -1,4 +1,4 @@
-"""4-bit stacks of a model: filled layer by layer, from files or from dense weights; or random."""
+"""4-bit stacks of a model: from and to files, filled layer by layer; or random."""
 
 import dataclasses
 import functools
@@ -11,10 +11,10 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
 
-from convert import QuantizedTensor
+from convert import QuantizedInfo, QuantizedTensor
 from pallas_kernels import NF4
 from pallas_kernels.blockwise_quant.tables import DYNAMIC_TABLE
-from pallas_kernels.nf4 import NestedAbsmax, from_pairs
+from pallas_kernels.nf4 import NestedAbsmax, from_pairs, to_pairs
 from pallas_kernels.nf4.tables import NF4_TABLE
 
 
@@ -48,7 +48,30 @@ def from_file(tensor: QuantizedTensor, place: NamedSharding | None) -> NF4:
     )
 
 
-_from_pairs = jax.jit(from_pairs)
+def to_file(stack: NF4, layer: int, info: QuantizedInfo) -> QuantizedTensor:
+    """A 4-bit weight as a checkpoint stores it, its values unchanged; undoes `from_file`.
+
+    Args:
+      stack: On the device.
+      layer: Its index in the stack.
+      info: What the file will say of it.
+
+    Returns:
+      Its parts in host memory.
+    """
+    nested = stack.nested
+    return QuantizedTensor(
+        info=info,
+        codes=np.asarray(_to_pairs(stack.codes[layer])),
+        absmax=np.asarray(stack.absmax[layer]),
+        table=np.asarray(stack.table),
+        nested_absmax=None if nested is None else np.asarray(nested.absmax[layer]),
+        nested_table=None if nested is None else np.asarray(nested.table),
+        offset=None if nested is None else np.float32(nested.offset[layer]),
+    )
+
+
+_from_pairs, _to_pairs = jax.jit(from_pairs), jax.jit(to_pairs)
 
 
 def empty_stack(one: NF4, layers: int) -> NF4:

@@ -8,6 +8,7 @@ from pallas_kernels.nf4.bank import layer_matrix as layer_matrix
 from pallas_kernels.nf4.contract import NF4 as NF4
 from pallas_kernels.nf4.contract import NestedAbsmax as NestedAbsmax
 from pallas_kernels.nf4.contract import from_pairs as from_pairs
+from pallas_kernels.nf4.contract import to_pairs as to_pairs
 from pallas_kernels.nf4.quantize import double_quantize as double_quantize
 from pallas_kernels.nf4.quantize import quantize_nf4 as quantize_nf4
 
@@ -22,4 +23,5 @@ __all__ = [
     "is_stack",
     "layer_matrix",
     "quantize_nf4",
+    "to_pairs",
 ]

@@ -84,6 +84,19 @@ def from_pairs(pairs: UInt8[Array, " C"]) -> UInt8[Array, " C"]:
     return pack(jnp.stack([pairs >> 4, pairs & 15], axis=-1).reshape(-1))
 
 
+def to_pairs(codes: UInt8[Array, " C"]) -> UInt8[Array, " C"]:
+    """Turn our order of nibbles into bitsandbytes'; undoes `from_pairs`.
+
+    Args:
+      codes: Byte k holds elements k (high nibble) and C + k, [C].
+
+    Returns:
+      Byte k holds elements 2k (high nibble) and 2k + 1, [C].
+    """
+    high, low = jnp.concatenate([codes >> 4, codes & 15]).reshape(-1, 2).T
+    return (high << 4) | low
+
+
 def pack(flat: UInt8[Array, " N"]) -> UInt8[Array, " C"]:
     """Codes of the flat weight, an even number of them, as bytes of our order."""
     high, low = flat.reshape(2, -1)

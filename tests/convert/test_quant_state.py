@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from convert.errors import CheckpointError
-from convert.quant_state import QuantState, parse_quant_state
+from convert.quant_state import QuantState, parse_quant_state, write_quant_state
 from tests.convert.four_bits import NAME, state_of
 
 
@@ -62,3 +62,22 @@ def test_a_key_that_is_missing_or_unknown_is_refused(key):
 def test_what_is_no_json_object_is_refused(data):
     with pytest.raises(CheckpointError, match=f"The quant_state of '{NAME}' must be "):
         parse_quant_state(data, NAME, "nf4")
+
+
+@pytest.mark.parametrize("offset", [0, 1e-45, 0.05217230319976807, 1 / 3, 1.0, 12345.678, 2.9e38])
+def test_a_written_state_is_read_again_and_its_length_does_not_hang_on_the_offset(offset):
+    values = state_of((3, 64), nested=True, nested_offset=float(np.float32(offset)))
+    state = parse_quant_state(json.dumps(values).encode(), NAME, "nf4")
+    text = write_quant_state(state)
+    assert list(json.loads(text).items()) == list(values.items())
+    assert parse_quant_state(text, NAME, "nf4") == state
+    assert len(text) == len(write_quant_state(parse()))
+
+
+@pytest.mark.parity
+def test_a_written_state_without_double_quantisation_has_the_bytes_of_bitsandbytes():
+    torch = pytest.importorskip("torch")
+    functional = pytest.importorskip("bitsandbytes").functional
+    _, theirs = functional.quantize_4bit(torch.ones(4, 64, dtype=torch.bfloat16), quant_type="nf4")
+    text = theirs.as_dict(packed=True)["quant_state.bitsandbytes__nf4"].numpy().tobytes()
+    assert write_quant_state(parse_quant_state(text, NAME, "nf4")) == text

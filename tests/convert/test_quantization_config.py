@@ -1,7 +1,11 @@
+import json
+
+import ml_dtypes
+import numpy as np
 import pytest
 
 from convert.errors import CheckpointError
-from convert.quantization_config import Quantization, quantization_of
+from convert.quantization_config import Quantization, quantization_of, with_quantization
 
 
 def bitsandbytes_config(**options):
@@ -75,3 +79,19 @@ def test_any_other_quantisation_is_refused_with_what_to_use(case, key):
 def test_a_text_configs_own_quantisation_is_seen():
     with pytest.raises(CheckpointError, match="gptq"):
         quantization_of({"text_config": {"quantization_config": {"quant_method": "gptq"}}})
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("double", [True, False])
+def test_what_is_written_is_what_transformers_writes(double):
+    ours = Quantization(quant_type="nf4", double_quant=double, skip_modules=("lm_head", "vision"))
+    written = with_quantization({"a": 1}, ours, np.dtype(ml_dtypes.bfloat16))
+    theirs = bitsandbytes_config(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=double,
+        bnb_4bit_compute_dtype="bfloat16",
+        llm_int8_skip_modules=["lm_head", "vision"],
+    )
+    assert json.loads(json.dumps(written)) == {"a": 1, **theirs}
+    assert quantization_of(written) == ours

@@ -304,3 +304,11 @@ def test_new_folders_have_the_permissions_of_any_new_folder(tmp_path):
     write_checkpoint(tmp_path / "out", small(), CONFIG)
     (tmp_path / "plain").mkdir()
     assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_the_parts_of_a_weight_share_its_shard(tmp_path):
+    names = ("a", "a.absmax", "a.map", "ab", "b")
+    tensors = {name: lazy(np.zeros(2, np.uint8)) for name in names}
+    write_checkpoint(tmp_path / "out", tensors, CONFIG, max_shard_bytes=4)
+    weight_map = json.loads((tmp_path / "out" / INDEX_FILE).read_text())["weight_map"]
+    assert [weight_map[name][6:11] for name in names] == ["00001"] * 3 + ["00002"] * 2

@@ -15,7 +15,6 @@ from safetensors.numpy import load_file
 
 from convert import open_checkpoint
 from jaxtune.api import FastLanguageModel
-from jaxtune.errors import NotBuiltYetError
 from jaxtune.language_model import LanguageModel
 from tests.families import BY_NAME, VARIANTS
 from tests.loaded import load_adapted, load_base
@@ -203,9 +202,6 @@ def test_other_methods(folder: Path, tmp_path: Path) -> None:
     ours.save_pretrained_merged(tmp_path / "lora", word_tokenizer(), "lora")
     names = {path.name for path in (tmp_path / "lora").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= names
-    for method in ("merged_4bit", "merged_4bit_forced", "forced_merged_4bit"):
-        with pytest.raises(NotBuiltYetError, match="not built yet"):
-            ours.save_pretrained_merged(tmp_path / "no", save_method=method)
     with pytest.raises(ValueError, match="`save_method` must be"):
         ours.save_pretrained_merged(tmp_path / "no", save_method="16bit")
     with pytest.raises(ValueError, match="must not replace its own base"):

@@ -10,7 +10,7 @@ import torch
 
 from pallas_kernels import Unsupported
 from pallas_kernels.blockwise_quant.tables import DYNAMIC_TABLE, midpoints
-from pallas_kernels.nf4 import NF4, NestedAbsmax, dequantize_nf4, from_pairs
+from pallas_kernels.nf4 import NF4, NestedAbsmax, dequantize_nf4, from_pairs, to_pairs
 from pallas_kernels.nf4.cases import ODD_CASES
 from pallas_kernels.nf4.reference import dequantize_nf4_ref
 from pallas_kernels.nf4.tables import NF4_TABLE
@@ -154,3 +154,14 @@ def test_tables_are_those_of_bitsandbytes():
 def test_pairs_become_halves():
     pairs = jnp.asarray([0x01, 0x23, 0x45], jnp.uint8)  # elements 0 1 2 3 4 5
     assert [int(byte) for byte in from_pairs(pairs)] == [0x03, 0x14, 0x25]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 256])
+def test_halves_become_pairs_again(size):
+    assert [int(byte) for byte in to_pairs(jnp.asarray([0x03, 0x14, 0x25], jnp.uint8))] == [
+        0x01,
+        0x23,
+        0x45,
+    ]
+    pairs = jnp.asarray(np.random.default_rng(0).integers(0, 256, size), jnp.uint8)
+    np.testing.assert_array_equal(to_pairs(from_pairs(pairs)), pairs)
