@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxtune import functional as functional
     from jaxtune.api import FastLanguageModel as FastLanguageModel
+    from jaxtune.generation.streamers import TextIteratorStreamer as TextIteratorStreamer
+    from jaxtune.generation.streamers import TextStreamer as TextStreamer
     from jaxtune.training.config import SFTConfig as SFTConfig
     from jaxtune.training.state import TrainerCallback as TrainerCallback
     from jaxtune.training.trainer import SFTTrainer as SFTTrainer
@@ -17,11 +19,21 @@ _HOMES = {
     "FastLanguageModel": "jaxtune.api",
     "SFTConfig": "jaxtune.training.config",
     "SFTTrainer": "jaxtune.training.trainer",
+    "TextIteratorStreamer": "jaxtune.generation.streamers",
+    "TextStreamer": "jaxtune.generation.streamers",
     "TrainerCallback": "jaxtune.training.state",
     "functional": "jaxtune",
 }
 
-__all__ = ["FastLanguageModel", "SFTConfig", "SFTTrainer", "TrainerCallback", "functional"]
+__all__ = [
+    "FastLanguageModel",
+    "SFTConfig",
+    "SFTTrainer",
+    "TextIteratorStreamer",
+    "TextStreamer",
+    "TrainerCallback",
+    "functional",
+]
 
 
 def __getattr__(name: str) -> Any:
