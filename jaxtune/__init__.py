@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxtune import functional as functional
     from jaxtune.api import FastLanguageModel as FastLanguageModel
+    from jaxtune.generation.streamers import TextIteratorStreamer as TextIteratorStreamer
+    from jaxtune.generation.streamers import TextStreamer as TextStreamer
     from jaxtune.memory import memory_stats as memory_stats
     from jaxtune.training.config import SFTConfig as SFTConfig
     from jaxtune.training.state import TrainerCallback as TrainerCallback
@@ -18,6 +20,8 @@ _HOMES = {
     "FastLanguageModel": "jaxtune.api",
     "SFTConfig": "jaxtune.training.config",
     "SFTTrainer": "jaxtune.training.trainer",
+    "TextIteratorStreamer": "jaxtune.generation.streamers",
+    "TextStreamer": "jaxtune.generation.streamers",
     "TrainerCallback": "jaxtune.training.state",
     "functional": "jaxtune",
     "memory_stats": "jaxtune.memory",
@@ -27,6 +31,8 @@ __all__ = [
     "FastLanguageModel",
     "SFTConfig",
     "SFTTrainer",
+    "TextIteratorStreamer",
+    "TextStreamer",
     "TrainerCallback",
     "functional",
     "memory_stats",

@@ -1,11 +1,8 @@
 """The verbs a user finds on a model: generate, save, count."""
 
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from jaxtune import saving
 from jaxtune.adapters.counting import trainable_line
@@ -16,24 +13,7 @@ from jaxtune.models.decoder import CausalLM
 class LanguageModel(CausalLM):
     """A causal language model with what a user does to it, on top of the maths."""
 
-    def generate(
-        self,
-        input_ids: Any,
-        attention_mask: Any = None,
-        *,
-        max_new_tokens: int = 20,
-        eos_token_id: int | Sequence[int] | None = None,
-        pad_token_id: int | None = None,
-    ) -> np.ndarray:
-        """Continue prompts greedily; see `jaxtune.generation.generate.generate`."""
-        return generate(
-            self,
-            input_ids,
-            attention_mask,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=eos_token_id,
-            pad_token_id=pad_token_id,
-        )
+    generate = generate
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write what was trained, for peft or transformers; see `jaxtune.saving`."""

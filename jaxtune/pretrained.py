@@ -140,6 +140,7 @@ def load_pretrained(
         tokenizer=tokenizer,
         name_or_path=source.name,
         hf_config=setting.hf,
+        generation_config=_generation_config(folder),
         config_json=setting.config_json,
         folder=folder,
         base_changes=setting.changes,
@@ -245,13 +246,18 @@ def _load_tokenizer(folders: tuple[Path, ...], setting: _Setting, fix: bool) -> 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if not fix:
         return tokenizer
-    file = folders[-1] / "generation_config.json"
-    generation = read_json_object(file) if file.is_file() else {}
+    generation = _generation_config(folders[-1])
     stops = {*_stops(text_part(setting.hf)), *_stops(generation)}
     tokenizer, line = with_pad_token(tokenizer, setting.config.vocab_size, eos_token_ids=stops)
     if line is not None:
         tqdm.write(f"jaxtune: {line}.")
     return tokenizer
+
+
+def _generation_config(folder: Path) -> dict[str, Any]:
+    """The checkpoint's defaults of generation; empty without the file."""
+    file = folder / "generation_config.json"
+    return read_json_object(file) if file.is_file() else {}
 
 
 def _stops(settings: Mapping[str, Any]) -> list[int]:

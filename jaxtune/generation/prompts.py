@@ -1,10 +1,12 @@
 """Prompts of any form to one left-padded block."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+NARROWEST = 32  # tokens, of a block
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,8 +26,23 @@ class Prompts:
     positions: np.ndarray
 
 
+def bucket(length: int) -> int:
+    """The width that is compiled for a length: at most a quarter more, or a multiple of 32.
+
+    Four widths between two powers of two: few programs, little padding.
+
+    Args:
+      length: Tokens, >= 1.
+
+    Returns:
+      Tokens, >= `length`.
+    """
+    step = max(NARROWEST, (1 << (length - 1).bit_length()) // 8)
+    return -(-length // step) * step
+
+
 def prepare_prompts(
-    input_ids: Any, attention_mask: Any, *, pad_token_id: int, vocab_size: int, multiple: int
+    input_ids: Any, attention_mask: Any, *, pad_token_id: int, vocab_size: int
 ) -> Prompts:
     """Put the tokens of each row at the right end of a block.
 
@@ -36,17 +53,20 @@ def prepare_prompts(
       attention_mask: [B, P], 1 for tokens; None: all are tokens.
       pad_token_id: Fills the block.
       vocab_size: V.
-      multiple: W is rounded up to a multiple of this, tokens.
 
     Returns:
-      The block.
+      The block; W is the bucket of the longest prompt.
 
     Raises:
+      TypeError: A mapping, or no integers.
       ValueError: Not two-dimensional, an empty prompt, or an id outside the vocabulary.
     """
     rows, given = _rows(input_ids, attention_mask, pad_token_id)
     if not rows or min(len(row) for row in rows) == 0:
-        raise ValueError("every prompt must hold at least one token; got an empty one.")
+        raise ValueError(
+            "every prompt must hold at least one token; got an empty one. Begin it with the "
+            "tokenizer's BOS token."
+        )
     low, high = min(int(row.min()) for row in rows), max(int(row.max()) for row in rows)
     if low < 0 or high >= vocab_size:
         raise ValueError(
@@ -54,7 +74,7 @@ def prepare_prompts(
             "Use the tokenizer that belongs to the model."
         )
     longest = max(len(row) for row in rows)
-    width = -(-longest // multiple) * multiple
+    width = bucket(longest)
     block = np.full((len(rows), width), pad_token_id, np.int32)
     segments = np.zeros((len(rows), width), np.int32)
     positions = np.zeros((len(rows), width), np.int32)
@@ -69,6 +89,11 @@ def _rows(
     input_ids: Any, attention_mask: Any, pad_token_id: int
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """The tokens of each row, and a rectangular form of the input."""
+    if isinstance(input_ids, Mapping):
+        raise TypeError(
+            "`input_ids` must be token ids; got a mapping with "
+            f"{sorted(input_ids)}. Unpack it: generate(**inputs)."
+        )
     if _is_ragged(input_ids):
         if attention_mask is not None:
             raise ValueError(
@@ -81,7 +106,7 @@ def _rows(
         for place, row in enumerate(rows):
             given[place, width - len(row) :] = row
         return rows, given
-    given = np.asarray(input_ids)
+    given = _as_numpy(input_ids)
     if given.ndim != 2 or given.dtype.kind not in "iu":
         raise ValueError(
             "`input_ids` must be integers of shape [batch, length]; got "
@@ -90,7 +115,7 @@ def _rows(
     given = given.astype(np.int32)
     if attention_mask is None:
         return list(given), given
-    mask = np.asarray(attention_mask).astype(bool)
+    mask = _as_numpy(attention_mask).astype(bool)
     if mask.shape != given.shape:
         raise ValueError(
             f"`attention_mask` must have the shape of `input_ids`, {given.shape}; got {mask.shape}."
@@ -105,3 +130,10 @@ def _is_ragged(input_ids: Any) -> bool:
     if not all(isinstance(row, Sequence) for row in input_ids):
         return False
     return len({len(row) for row in input_ids}) > 1
+
+
+def _as_numpy(values: Any) -> np.ndarray:
+    """Any array on the host; torch has no implicit way from its devices."""
+    if hasattr(values, "detach") and hasattr(values, "cpu"):
+        values = values.detach().cpu()
+    return np.asarray(values)

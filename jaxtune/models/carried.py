@@ -16,6 +16,7 @@ class Carried:
       tokenizer: The tokenizer that was loaded with the model, or None.
       name_or_path: What the user asked for; written as the adapter's base.
       hf_config: The checkpoint's configuration, in transformers' dictionary form.
+      generation_config: Its generation_config.json: defaults of `generate`.
       config_json: Its config.json with what loading changed in it; None for a model without files.
       folder: Where its files lie; None for a model without files.
       base_changes: Values of `hf_config` that loading changed, such as a stretched range; whoever
@@ -31,6 +32,7 @@ class Carried:
     tokenizer: Any = None
     name_or_path: str = ""
     hf_config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    generation_config: dict[str, Any] = dataclasses.field(default_factory=dict)
     config_json: dict[str, Any] | None = None
     folder: Path | None = None
     base_changes: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -19,7 +19,7 @@ def ask(model: LanguageModel, prompts: Sequence[str], *, max_new_tokens: int) ->
     """
     tokenizer = model.carried.tokenizer
     rows = [list(tokenizer(prompt)["input_ids"]) for prompt in prompts]
-    tokens = model.generate(rows, max_new_tokens=max_new_tokens)
+    tokens = model.generate(rows, max_new_tokens=max_new_tokens, do_sample=False)
     answers = tokens[:, max(map(len, rows)) :]
     return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
 

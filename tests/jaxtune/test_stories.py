@@ -44,6 +44,23 @@ def test_logits_equal_the_golden_file(folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_greedy_stories_are_transformers(folder: Path) -> None:
+    model, tokenizer = load(folder)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    texts = ["Once upon a time", "Lily", "The big dog and the red ball were in the park. Then they"]
+    rows = [tokenizer(text)["input_ids"] for text in texts]
+    width = max(map(len, rows))
+    for options in ({}, {"repetition_penalty": 1.2}):
+        ours = model.generate(rows, max_new_tokens=120, **options)[:, width:]
+        for row, new in zip(rows, ours, strict=True):
+            ids = torch.tensor([row])
+            mask = torch.ones_like(ids)
+            out = theirs.generate(ids, attention_mask=mask, max_new_tokens=120, **options)
+            tokens = out[0, len(row) :].numpy()
+            np.testing.assert_array_equal(new[: len(tokens)], tokens)
+
+
+@pytest.mark.slow
 def test_the_loss_falls_in_100_steps(run) -> None:
     _, losses, _ = run
     assert len(losses) == STEPS

@@ -1,11 +1,13 @@
 """Greedy generation against transformers, token for token."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from jaxtune.language_model import LanguageModel
-from tests.families import BY_NAME, VARIANTS
+from tests.families import BY_NAME, VARIANTS, Variant
 from tests.loaded import load_adapted
 from tests.oracles import Oracle, make_oracle, random_rows
 
@@ -81,6 +83,20 @@ def test_all_rows_stopped_ends_early(pair: Pair) -> None:
     first = int(alone(oracle, prompt[0], eos_token_id=None)[0])
     out = model.generate(prompt, max_new_tokens=NEW, eos_token_id=first)
     assert out.shape == (1, len(prompt[0]) + 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_every_family_continues_as_transformers(variant: Variant, tmp_path: Path) -> None:
+    oracle = make_oracle(variant, tmp_path, initializer_range=0.3, seed=1)
+    model = load_adapted(oracle.adapter_folder)
+    out = model.generate(prompts(), max_new_tokens=NEW, eos_token_id=-1)
+    check(oracle, out[:, max(LENGTHS) :], eos_token_id=None)
+    penalised = model.generate(
+        prompts(), max_new_tokens=NEW, eos_token_id=-1, repetition_penalty=1.5
+    )
+    check(oracle, penalised[:, max(LENGTHS) :], eos_token_id=None, repetition_penalty=1.5)
+    assert (penalised != out).any()
 
 
 def test_bad_prompts_are_refused(pair: Pair) -> None:
