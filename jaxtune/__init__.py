@@ -10,18 +10,30 @@ if TYPE_CHECKING:
     from jaxtune import functional as functional
     from jaxtune.api import FastLanguageModel as FastLanguageModel
     from jaxtune.training.config import SFTConfig as SFTConfig
+    from jaxtune.training.config import UnslothTrainingArguments as UnslothTrainingArguments
     from jaxtune.training.state import TrainerCallback as TrainerCallback
     from jaxtune.training.trainer import SFTTrainer as SFTTrainer
+    from jaxtune.training.trainer import UnslothTrainer as UnslothTrainer
 
 _HOMES = {
     "FastLanguageModel": "jaxtune.api",
     "SFTConfig": "jaxtune.training.config",
     "SFTTrainer": "jaxtune.training.trainer",
     "TrainerCallback": "jaxtune.training.state",
+    "UnslothTrainer": "jaxtune.training.trainer",
+    "UnslothTrainingArguments": "jaxtune.training.config",
     "functional": "jaxtune",
 }
 
-__all__ = ["FastLanguageModel", "SFTConfig", "SFTTrainer", "TrainerCallback", "functional"]
+__all__ = [
+    "FastLanguageModel",
+    "SFTConfig",
+    "SFTTrainer",
+    "TrainerCallback",
+    "UnslothTrainer",
+    "UnslothTrainingArguments",
+    "functional",
+]
 
 
 def __getattr__(name: str) -> Any:
