@@ -129,7 +129,8 @@ def test_the_run_is_trls_over_torchs_groups(
 def test_both_trainers_take_both_configs_with_the_same_result(oracles: dict[str, Oracle]) -> None:
     losses = []
     for args, kind in itertools.product((SFTConfig, OurArguments), (SFTTrainer, OurTrainer)):
-        trainer = run(whole(oracles["untied"]), kind, args, max_steps=3)
+        options = {"max_steps": 2, "warmup_steps": 0, "gradient_accumulation_steps": 1}
+        trainer = run(whole(oracles["untied"]), kind, args, **options)
         trainer.train()
         losses.append([record["loss"] for record in records_of(trainer)])
     assert losses[0] == losses[1]
@@ -148,7 +149,12 @@ def full(oracle: Oracle) -> LanguageModel:
 
 
 @pytest.mark.parametrize(
-    ("make", "kind", "count"), [(whole, "untied", 2), (whole, "tied", 2), (full, "tied", 1)]
+    ("make", "kind", "count"),
+    [
+        pytest.param(whole, "untied", 2, marks=pytest.mark.slow),
+        (whole, "tied", 2),
+        (full, "tied", 1),
+    ],
 )
 def test_the_rate_is_that_of_embedding_and_head_alone(
     make: Any, kind: str, count: int, oracles: dict[str, Oracle]
@@ -156,7 +162,8 @@ def test_the_rate_is_that_of_embedding_and_head_alone(
     """At rate 0 they stay; whatever else is trained moves. Copies of a tie have two names."""
     model = make(oracles[kind])
     before = {n: np.asarray(t) for n, t in peft_names(nnx.state(model, nnx.Param)).items()}
-    run(model, embedding_learning_rate=0, max_steps=1, warmup_steps=0).train()
+    options = {"max_steps": 1, "warmup_steps": 0, "gradient_accumulation_steps": 1}
+    run(model, embedding_learning_rate=0, **options).train()
     after = peft_names(nnx.state(model, nnx.Param))
     stayed = {name for name, tensor in before.items() if np.array_equal(tensor, after[name])}
     assert stayed == {name for name in before if any(matrix in name for matrix in MATRICES)}
