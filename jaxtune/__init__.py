@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from jaxtune.generation.streamers import TextStreamer as TextStreamer
     from jaxtune.memory import memory_stats as memory_stats
     from jaxtune.training.config import SFTConfig as SFTConfig
+    from jaxtune.training.config import UnslothTrainingArguments as UnslothTrainingArguments
     from jaxtune.training.state import TrainerCallback as TrainerCallback
     from jaxtune.training.trainer import SFTTrainer as SFTTrainer
+    from jaxtune.training.trainer import UnslothTrainer as UnslothTrainer
 
 _HOMES = {
     "FastLanguageModel": "jaxtune.api",
@@ -23,6 +25,8 @@ _HOMES = {
     "TextIteratorStreamer": "jaxtune.generation.streamers",
     "TextStreamer": "jaxtune.generation.streamers",
     "TrainerCallback": "jaxtune.training.state",
+    "UnslothTrainer": "jaxtune.training.trainer",
+    "UnslothTrainingArguments": "jaxtune.training.config",
     "functional": "jaxtune",
     "memory_stats": "jaxtune.memory",
 }
@@ -34,6 +38,8 @@ __all__ = [
     "TextIteratorStreamer",
     "TextStreamer",
     "TrainerCallback",
+    "UnslothTrainer",
+    "UnslothTrainingArguments",
     "functional",
     "memory_stats",
 ]

@@ -33,7 +33,7 @@ class _Parts:
       branches: LoRA stacks.
       weights: Weights trained whole, by the module's path.
       biases: Trained biases, likewise.
-      apart: Embedding and head of a tied model were trained into different matrices.
+      apart: Embedding and head of a tied model are two matrices from here on.
     """
 
     branches: list[tuple[Place, LoraSpec, np.ndarray, np.ndarray]]
@@ -46,7 +46,7 @@ def attach_adapter(model: CausalLM, adapter: Adapter) -> AdapterConfig:
     """Attach an adapter read from PEFT's files, trainable; nothing changes on an error.
 
     Each layer's rank is its tensor's own; layers without a tensor get rank 0. A tied model whose
-    adapter trained embedding and head apart, as PEFT does by default, is no longer tied.
+    adapter trains embedding and head apart, as PEFT does by default, is no longer tied.
 
     Args:
       model: The base, changed in place.
@@ -100,8 +100,13 @@ def _plain_config(model: CausalLM, config: AdapterConfig, parts: _Parts) -> Adap
 def _take_apart(model: CausalLM, adapter: Adapter) -> _Parts:
     """Sort the tensors by module, and refuse what has no place or another shape."""
     left, tied = dict(adapter.tensors), model.config.tie_word_embeddings
-    apart = tied and _trained_apart(left, model)
+    embedding = _embedding_name(model)
+    apart = tied and _trained_apart(
+        left.get(embedding), left.get(HEAD), adapter.config.ensure_weight_tying
+    )
     head = left.pop(HEAD, None) if tied else None
+    if head is not None and not apart:
+        left.setdefault(embedding, head)  # one matrix, which a file may hold under either name
     branches = []
     for place in linear_places(model):
         pairs = _take_pairs(left, place)
@@ -124,13 +129,21 @@ def _take_apart(model: CausalLM, adapter: Adapter) -> _Parts:
     return _Parts(branches, weights, biases, apart)
 
 
-def _trained_apart(tensors: dict[str, np.ndarray], model: CausalLM) -> bool:
-    """Whether an adapter of a tied model leaves embedding and head with different matrices."""
+def _embedding_name(model: CausalLM) -> str:
     (embedding,) = (place for place in places(model) if place.path[-1] == "embed_tokens")
-    trained, head = tensors.get(f"{PREFIX}{embedding.pattern}.weight"), tensors.get(HEAD)
-    if trained is None and head is None:
-        return False
-    return trained is None or head is None or not np.array_equal(trained, head)
+    return f"{PREFIX}{embedding.pattern}.weight"
+
+
+def _trained_apart(
+    embedding: np.ndarray | None, head: np.ndarray | None, ensure_weight_tying: bool
+) -> bool:
+    """Whether an adapter of a tied model leaves embedding and head as two matrices.
+
+    By what it says, not by what they hold: PEFT's two copies are equal before they are trained.
+    """
+    if ensure_weight_tying:
+        return embedding is not None and head is not None and not np.array_equal(embedding, head)
+    return embedding is not None or head is not None
 
 
 def _take_stack(

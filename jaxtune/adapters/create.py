@@ -60,7 +60,7 @@ def create_adapter(model: CausalLM, request: AdapterConfig, *, seed: int) -> Ada
     train_copies(model, whole)
     if request.bias != "none" and not train_biases(model, request.bias):
         warnings.warn(f"bias={request.bias!r}: no such bias in this model", stacklevel=4)
-    return _written(model, request, names)
+    return _written(model, request, names, whole)
 
 
 def with_whole_targets(request: AdapterConfig) -> AdapterConfig:
@@ -120,13 +120,21 @@ def _alpha(request: AdapterConfig, name: str) -> int | float:
     return request.lora_alpha if value is None else value
 
 
-def _written(model: CausalLM, request: AdapterConfig, names: Sequence[str]) -> AdapterConfig:
+def _written(
+    model: CausalLM, request: AdapterConfig, names: Sequence[str], whole: Sequence[Place]
+) -> AdapterConfig:
     """The request as adapter_config.json says it: lists of names in place of expressions."""
+    embedding = next((p.pattern for p in whole if p.path[-1] == "embed_tokens"), None)
+    tied = model.config.tie_word_embeddings and embedding is not None
+    saved = list(request.modules_to_save or ())
+    if tied:  # as PEFT writes `ensure_weight_tying`: the embedding's full name, and no head
+        saved = [name for name in saved if name not in ("lm_head", embedding)] + [embedding]
     return dataclasses.replace(
         with_listed_targets(model, request, names),
         rank_pattern=_plain_pattern(request.rank_pattern, names),
         alpha_pattern=_plain_pattern(request.alpha_pattern, names),
-        ensure_weight_tying=model.config.tie_word_embeddings and bool(request.modules_to_save),
+        modules_to_save=saved or None,
+        ensure_weight_tying=tied,
     )
 
 

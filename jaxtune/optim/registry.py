@@ -1,5 +1,6 @@
 """Optimizers under the names of `TrainingArguments.optim`."""
 
+import functools
 from collections.abc import Callable
 
 import optax
@@ -7,6 +8,7 @@ import optax
 from jaxtune.optim.adafactor import adafactor
 from jaxtune.optim.adamw_8bit import adamw_8bit
 from jaxtune.optim.decay import decay_mask
+from jaxtune.optim.groups import by_rate
 from jaxtune.optim.lion import lion_8bit, lion_32bit
 from jaxtune.optim.paged import paged
 
@@ -81,6 +83,7 @@ def create_optimizer(
     b2: float = 0.999,
     eps: float = 1e-8,
     weight_decay: int | float = 0.0,
+    embedding_learning_rate: optax.Schedule | None = None,
 ) -> optax.GradientTransformation:
     """The optimizer of an `optim` name; clipping is the training step's.
 
@@ -91,6 +94,8 @@ def create_optimizer(
       b2: Decay of the second moment.
       eps: Added to the root of the second moment.
       weight_decay: Decoupled for AdamW and Lion; biases and norms are spared, see `decay_mask`.
+      embedding_learning_rate: Schedule of the trained embedding and head, 1/step; None: as all
+        else. Everything but the rate stays the same, weight decay too.
 
     Returns:
       An optax transformation.
@@ -105,4 +110,7 @@ def create_optimizer(
         )
     if name not in OPTIMIZERS:
         raise ValueError(f"`optim` must be one of {sorted(OPTIMIZERS)}; got {name!r}.")
-    return OPTIMIZERS[name](learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+    make = functools.partial(OPTIMIZERS[name], b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+    if embedding_learning_rate is None:
+        return make(learning_rate)
+    return by_rate(make, learning_rate, embedding_learning_rate)

@@ -76,7 +76,8 @@ def tensors_of(parameters: Any) -> dict[str, Tensors]:
 
     Args:
       parameters: The trainable tree of a model, or any other pytree of arrays: without a path that
-        begins with `model.layers` a leaf is one tensor.
+        begins with `model.layers` a leaf is one tensor. What `optax.partition` and `optax.masked`
+        leave out is no leaf.
 
     Returns:
       {"model.layers.self_attn.q_proj.lora_A": ...}.
@@ -86,6 +87,8 @@ def tensors_of(parameters: Any) -> dict[str, Tensors]:
         parameters, is_leaf=lambda node: isinstance(node, nnx.Variable)
     )
     for path, node in leaves:
+        if not jax.tree.leaves(node):
+            continue  # a variable that holds optax's MaskedNode
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         metadata = node.get_metadata() if isinstance(node, nnx.Variable) else {}
         shape = jnp.shape(node.get_value() if isinstance(node, nnx.Variable) else node)

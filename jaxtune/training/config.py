@@ -5,6 +5,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from jaxtune.errors import NotBuiltYetError
+
 DEFAULT_WARMUP = 0.1  # of all steps
 SAVE_STRATEGIES = ("no", "steps", "epoch")
 
@@ -145,6 +147,35 @@ class SFTConfig:
         if self.warmup_steps < 1:
             return _share(self.warmup_steps, total_steps)
         return int(self.warmup_steps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UnslothTrainingArguments(SFTConfig):
+    """`SFTConfig` with a rate for the trained embedding and head; every trainer takes both.
+
+    Attributes:
+      embedding_learning_rate: Peak of the trained embedding and head, 1/step, on the schedule of
+        `learning_rate`; None: `learning_rate`. Weight decay stays the user's.
+      q_galore_config: None.
+    """
+
+    embedding_learning_rate: int | float | None = None
+    q_galore_config: Any = None
+
+    def __post_init__(self) -> None:
+        """Check this rate too."""
+        super().__post_init__()
+        rate = self.embedding_learning_rate
+        _check("embedding_learning_rate", rate, rate is None or rate >= 0, ">= 0 or None")
+        if rate is not None and not self.learning_rate:
+            raise ValueError(
+                "`embedding_learning_rate` follows the schedule of `learning_rate`, which must be "
+                f"> 0; got {rate} and {self.learning_rate}. Pass a learning_rate > 0."
+            )
+        if self.q_galore_config is not None:
+            raise NotBuiltYetError(
+                f"`q_galore_config` is not built yet; got {self.q_galore_config!r}. Leave it out."
+            )
 
 
 def _share(ratio: int | float, total_steps: int) -> int:

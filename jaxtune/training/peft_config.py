@@ -24,6 +24,7 @@ _OPTIONAL = {
     "rank_pattern": {},
     "alpha_pattern": {},
     "use_dora": False,
+    "ensure_weight_tying": False,
 }
 # What describes an adapter or belongs to a field that is refused; no part of the maths.
 _NO_MATHS = frozenset(

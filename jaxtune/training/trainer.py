@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
+from tqdm.auto import tqdm
 
 from jaxtune import runtime
 from jaxtune.adapters.counting import count_parameters
@@ -22,6 +23,7 @@ from jaxtune.optim.registry import create_optimizer
 from jaxtune.optim.schedules import create_schedule
 from jaxtune.training.checkpoint import save_is_due, write_checkpoint
 from jaxtune.training.config import SFTConfig
+from jaxtune.training.embedding_rate import check_embedding_rate, embedding_schedule, rate_lines
 from jaxtune.training.inputs import (
     Optimizers,
     check_rows,
@@ -103,7 +105,8 @@ class SFTTrainer:
           dataset_num_proc: Overrides the option of this name; threads.
 
         Raises:
-          ValueError: Nothing to train, no tokenizer, no rows, or rows without the text column.
+          ValueError: Nothing to train, no tokenizer, no rows, rows without the text column, or an
+            `embedding_learning_rate` without a trained embedding or head.
           TypeError: `args`, `optimizers` or `peft_config` is of a wrong type.
           NotBuiltYetError: What is marked so above was asked for.
         """
@@ -128,6 +131,7 @@ class SFTTrainer:
         self.control = TrainerControl()
         limit = max_seq_length if max_seq_length is not None else self.args.row_limit
         self.model = ready_model(model, peft_config, limit, self.args.seed)
+        check_embedding_rate(self.args, self.optimizer, self.model)
         self.tokenizer = one_tokenizer(tokenizer, processing_class, self.model)
         self.max_length = row_limit(limit, self.model)
         self.train_dataset = tokenize_dataset(
@@ -234,9 +238,13 @@ class SFTTrainer:
                 "train() sets it. Set trainer.lr_scheduler = trainer.create_scheduler(steps)."
             )
         args = self.args
+        if not args.disable_tqdm:
+            for line in rate_lines(args, self.model):
+                tqdm.write(line)
         return create_optimizer(
             args.optim,
             self.lr_scheduler,
+            embedding_learning_rate=embedding_schedule(args, self.lr_scheduler),
             b1=args.adam_beta1,
             b2=args.adam_beta2,
             eps=args.adam_epsilon,
@@ -369,3 +377,7 @@ class SFTTrainer:
 
     def _tell_log(self, record: dict[str, float]) -> None:
         self._tell("on_log", logs=record)
+
+
+class UnslothTrainer(SFTTrainer):
+    """`SFTTrainer` under Unsloth's name: the options alone say what a run does."""

@@ -11,10 +11,12 @@ import trl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxtune.training.config import SFTConfig
+from jaxtune.training.config import SFTConfig, UnslothTrainingArguments
 
 ROOT = Path(__file__).parents[3]
 FIELDS = [field.name for field in dataclasses.fields(SFTConfig)]
+
+UNSLOTHS = {"embedding_learning_rate": None, "q_galore_config": None}
 
 # The documented table: Unsloth's value where it overrides TRL's, or ours, and why.
 OVERRIDDEN = {
@@ -35,6 +37,11 @@ NOT_TRLS = {"max_seq_length", "warmup_ratio", "disable_tqdm"}  # older names; No
 @pytest.mark.parametrize(("name", "value"), OVERRIDDEN.items())
 def test_default_is_the_documented_one(name, value):
     assert getattr(SFTConfig(), name) == value
+
+
+def test_unsloths_arguments_are_the_same_and_its_own_are_off():
+    ours = dataclasses.asdict(UnslothTrainingArguments())
+    assert ours == {**dataclasses.asdict(SFTConfig()), **UNSLOTHS}
 
 
 @pytest.mark.parity
@@ -69,7 +76,7 @@ def attributes_read():
     }
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", [*FIELDS, *UNSLOTHS])
 def test_every_option_is_read_somewhere(name):
     """An option that is accepted and ignored is a lie."""
     assert name in attributes_read()

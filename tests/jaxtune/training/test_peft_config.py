@@ -30,6 +30,7 @@ TELLING = {
     "rank_pattern": {"k_proj": 2},
     "alpha_pattern": {"k_proj": 3},
     "use_dora": True,
+    "ensure_weight_tying": True,
 }
 
 
