@@ -81,24 +81,6 @@ def find_checkpoint(asked: Any, output_dir: Any) -> Path | None:
     return found[-1]
 
 
-def check_steps_left(done: int, total: int) -> None:
-    """Raise if a checkpoint is beyond the end of the run that would resume it.
-
-    Args:
-      done: Its step.
-      total: Steps of the run.
-
-    Raises:
-      ValueError: It is.
-    """
-    if done > total:
-        raise ValueError(
-            f"a run must end after the checkpoint that it resumes from; got {total} steps and a "
-            f"checkpoint of step {done}. Raise max_steps or num_train_epochs, or pass an earlier "
-            "checkpoint."
-        )
-
-
 def start_anew(model: LanguageModel, tx: optax.GradientTransformation, seed: int) -> Start:
     """The start of a run that resumes nothing.
 
@@ -122,6 +104,7 @@ def resume(
     tx: optax.GradientTransformation,
     *,
     optim: str,
+    total: int,
     identity: Identity,
 ) -> Start:
     """Take a checkpoint over: its weights into the model, the rest into the start of the run.
@@ -134,6 +117,7 @@ def resume(
       model: Changed in place, after every check has passed.
       tx: The optimizer of the run.
       optim: Its name in the options, for messages.
+      total: Steps of the run.
       identity: Of the run.
 
     Returns:
@@ -143,6 +127,7 @@ def resume(
       CheckpointError: A file is missing or damaged.
       IncompatibleCheckpointError: The checkpoint is one of another adapter, optimizer, data order
         or data set.
+      ValueError: It is beyond the end of the run.
     """
     held = (folder / MANIFEST_FILE).is_file()
     manifest = read_manifest(folder) if held else None
@@ -163,6 +148,7 @@ def resume(
     arrays = {} if key is None else {DROPOUT_KEY: key}
     _check_arrays(manifest, DROPOUT_KEY, arrays, "the model must have dropout in both runs or none")
     state = _read_state(folder)
+    _check_steps_left(state.global_step, total)
     tree = read_tree(folder / TREE_FOLDER, {name: manifest.blank(name) for name in manifest.arrays})
     _set_weights(model, tensors, _below(tree, TRAINED))
     _, trainable, _ = split(model)
@@ -253,6 +239,16 @@ def _check_identity(saved: Identity, mine: Identity) -> None:
             f"a resumed run must see the rows that the saved one would have seen; got {got}; "
             f"wanted {wanted}. Pass the same data and options, or load the adapter of the "
             "checkpoint and begin a new run."
+        )
+
+
+def _check_steps_left(done: int, total: int) -> None:
+    """Raise if a checkpoint is beyond the end of the run that would resume it."""
+    if done > total:
+        raise ValueError(
+            f"a run must end after the checkpoint that it resumes from; got {total} steps and a "
+            f"checkpoint of step {done}. Raise max_steps or num_train_epochs, or pass an earlier "
+            "checkpoint."
         )
 
 

@@ -42,7 +42,6 @@ from jaxtune.training.manifest import Identity
 from jaxtune.training.offload_check import check_offload
 from jaxtune.training.resume import (
     Start,
-    check_steps_left,
     find_checkpoint,
     resume,
     start_anew,
@@ -201,8 +200,9 @@ class SFTTrainer:
         if folder is None:
             start = start_anew(self.model, tx, args.seed)
         else:
-            start = resume(folder, self.model, tx, optim=args.optim, identity=identity())
-        check_steps_left(start.state.global_step, total)
+            start = resume(
+                folder, self.model, tx, optim=args.optim, total=total, identity=identity()
+            )
         self.state = dataclasses.replace(
             start.state,
             max_steps=total,

@@ -1,6 +1,8 @@
 """What is in a checkpoint's files, read without the code that resumes from them."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orbax.checkpoint
@@ -17,3 +19,8 @@ def arrays_of(folder: Path) -> dict[str, np.ndarray]:
         blank = {name: np.zeros(m.shape, m.dtype) for name, m in metadata.items()}
         tree = checkpointer.restore(folder / "resume", blank)
     return arrays | tree
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    """`trainer_state.json`."""
+    return json.loads((folder / "trainer_state.json").read_text())
