@@ -130,7 +130,9 @@ def test_nothing_is_lost_by_kills_at_random_moments(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)]
+)
 def test_a_signal_saves_the_last_whole_step(
     start: Start, tmp_path: Path, number: int, code: int
 ) -> None:
