@@ -59,6 +59,7 @@ def windows(
     buckets: tuple[int, ...],
     seed: int,
     epoch: int,
+    first: int = 0,
 ) -> Iterator[Window]:
     """The windows of one epoch, in the Hugging Face trainer's order.
 
@@ -69,13 +70,14 @@ def windows(
       buckets: Permitted row lengths, ascending.
       seed: Of the order.
       epoch: Counted from 0.
+      first: Windows of the epoch to leave out.
 
     Yields:
       Windows of `batch_size * accumulation` rows, layout "causal".
     """
     size = batch_size * accumulation
     order = epoch_order(len(rows.rows), seed, epoch)
-    for start in range(0, len(order), size):
+    for start in range(first * size, len(order), size):
         chosen = order[start : start + size]
         lengths = [len(rows.rows[i]) for i in chosen]
         yield Window(

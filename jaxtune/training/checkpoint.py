@@ -1,28 +1,29 @@
-"""`checkpoint-{step}/` folders: whole or not there."""
+"""`checkpoint-{step}/` folders: when they are due, what is in them, which of them stay."""
 
-import contextlib
 import dataclasses
-import errno
 import math
 import os
-import shutil
-import uuid
-from collections.abc import Iterator
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from convert import write_json
-from jaxtune.language_model import LanguageModel
 from jaxtune.training.config import SFTConfig
+from jaxtune.training.manifest import write_manifest
+from jaxtune.training.saved_tree import write_tree
+from jaxtune.training.snapshot import Snapshot
 from jaxtune.training.state import TrainerState
+from jaxtune.training.whole_folder import remove_folder, whole_folder
 
+PREFIX = "checkpoint-"
 STATE_FILE = "trainer_state.json"
 ARGUMENTS_FILE = "training_args.json"
+ADAPTER_FILE = "adapter_model.safetensors"
+TREE_FOLDER = "resume"  # optimizer state and the rest, by Orbax
 
-# What a mount that cannot sync a folder answers (FUSE, some network drives).
-_CANNOT_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP})
+_NAME = re.compile(rf"{PREFIX}([0-9]+)")
 
 
 def save_is_due(event: str, state: TrainerState, saves: str) -> bool:
@@ -44,93 +45,56 @@ def save_is_due(event: str, state: TrainerState, saves: str) -> bool:
     return saves == "steps" and (last or state.global_step % state.save_steps == 0)
 
 
-def write_checkpoint(
-    output_dir: Path, model: LanguageModel, tokenizer: Any, state: TrainerState, args: SFTConfig
-) -> Path:
-    """Write where a run stands: what was trained, the tokenizer, the state and the options.
+def write_checkpoint(output_dir: Path, snapshot: Snapshot, tokenizer: Any, args: SFTConfig) -> Path:
+    """Write where a run stands; then remove the oldest checkpoints over `save_total_limit`.
 
-    The optimizer's state, the PRNG and the data position are not in it: a run cannot be resumed
-    from it yet.
+    Killed at any moment, it leaves the checkpoints that were there, or the new one too.
 
     Args:
       output_dir: Gets the folder `checkpoint-{global_step}`; created if need be. A folder of that
         name is replaced once the new one is complete.
-      model: Written by its `save_pretrained`.
-      tokenizer: Likewise.
-      state: Written as `trainer_state.json`, with transformers' keys.
+      snapshot: Its model is written by its `save_pretrained`, its state as `trainer_state.json`,
+        with transformers' keys, and with a manifest its arrays as an Orbax tree.
+      tokenizer: Written by its `save_pretrained`.
       args: Written as `training_args.json` (transformers pickles them; a pickle is a program).
 
     Returns:
       The folder.
     """
-    target = output_dir / f"checkpoint-{state.global_step}"
+    target = output_dir / f"{PREFIX}{snapshot.state.global_step}"
     with whole_folder(target) as folder:
-        model.save_pretrained(folder)
+        snapshot.model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        write_json(folder / STATE_FILE, _plain(dataclasses.asdict(state)))
+        write_json(folder / STATE_FILE, _plain(dataclasses.asdict(snapshot.state)))
         write_json(folder / ARGUMENTS_FILE, _plain(dataclasses.asdict(args)))
+        if snapshot.manifest is not None:
+            write_tree(folder / TREE_FOLDER, snapshot.arrays)
+            adapter = [ADAPTER_FILE] if (folder / ADAPTER_FILE).is_file() else []
+            write_manifest(folder, snapshot.manifest, [*adapter, STATE_FILE, TREE_FOLDER])
+    _remove_old(target, snapshot.state, args.save_total_limit)
     return target
 
 
-@contextlib.contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """Make a folder appear with all that the body writes, or not at all.
-
-    The body writes into a hidden sibling, which is flushed to the disk and renamed. An older
-    `target` is moved aside just before that, and back if the renaming fails.
-
-    Args:
-      target: The folder to create or replace; its parents are created.
-
-    Yields:
-      An empty folder to write into. It is gone afterwards, also on failure.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    mark = uuid.uuid4().hex
-    fresh = target.with_name(f".{target.name}.{mark}.tmp")
-    old = target.with_name(f".{target.name}.{mark}.old")
-    fresh.mkdir()
-    try:
-        yield fresh
-        _sync_below(fresh)
-        _swap(fresh, target, old)
-    finally:
-        # Nothing is left of either after a success; an error here must not hide the body's.
-        shutil.rmtree(fresh, ignore_errors=True)
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-    _sync(target.parent)
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The checkpoints of a run, by their steps; each is whole."""
+    found = [
+        (int(match[1]), path)
+        for path in output_dir.glob(f"{PREFIX}*")
+        if (match := _NAME.fullmatch(path.name)) and path.is_dir()
+    ]
+    return [path for _, path in sorted(found)]
 
 
-def _swap(fresh: Path, target: Path, old: Path) -> None:
-    """Rename `fresh` to `target`; POSIX replaces no folder that holds files, so it goes first."""
-    try:
-        target.rename(old)
-    except FileNotFoundError:
-        fresh.rename(target)
+def _remove_old(newest: Path, state: TrainerState, limit: int | None) -> None:
+    """Remove the checkpoints of the lowest steps, but for the newest one and the best."""
+    if limit is None:
         return
-    try:
-        fresh.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-
-
-def _sync_below(folder: Path) -> None:
-    """Wait until every file under a folder, and the folders' names, are on the disk."""
-    for path in [*folder.rglob("*"), folder]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _CANNOT_SYNC:
-            raise
-    finally:
-        os.close(descriptor)
+    best = state.best_model_checkpoint
+    kept = {newest.resolve()} | (set() if best is None else {Path(best).resolve()})
+    found = checkpoints(newest.parent)
+    removable = [path for path in found if path.resolve() not in kept]
+    for path in removable[: max(0, len(found) - max(limit, len(kept)))]:
+        remove_folder(path)
 
 
 def _plain(value: Any) -> Any:

@@ -45,6 +45,8 @@ class SFTConfig:
         `save_steps`, and after the last step) or "epoch"; None: "steps" where `output_dir` is
         given, else "no".
       save_steps: Steps between two checkpoints; below 1 it is a share of all steps.
+      save_total_limit: Checkpoints that are kept, the newest and the best; None: all.
+      save_only_model: Leave out of them what only resuming needs.
       seed: Of the data order, of dropout, and of an adapter that the trainer makes.
       disable_tqdm: No progress bar.
     """
@@ -73,6 +75,8 @@ class SFTConfig:
     logging_steps: int = 1
     save_strategy: str | None = None
     save_steps: int | float = 500
+    save_total_limit: int | None = None
+    save_only_model: bool = False
     seed: int = 3407
     disable_tqdm: bool = False
 
@@ -89,7 +93,7 @@ class SFTConfig:
         for name in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "seed"):
             _check(name, getattr(self, name), getattr(self, name) >= 0, ">= 0")
         _check("max_steps", self.max_steps, self.max_steps == -1 or self.max_steps > 0, "> 0 or -1")
-        for name in ("max_length", "max_seq_length", "dataset_num_proc"):
+        for name in ("max_length", "max_seq_length", "dataset_num_proc", "save_total_limit"):
             value = getattr(self, name)
             _check(name, value, value is None or value > 0, "> 0 or None")
         if None not in (self.max_length, self.max_seq_length) and (

@@ -1,5 +1,6 @@
 """Log records of a run: metrics are read one step late, so that the device never waits."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -7,8 +8,22 @@ import numpy as np
 import optax
 
 from jaxtune.training.config import SFTConfig
+from jaxtune.training.interrupt import deferred_interrupt
 from jaxtune.training.progress import Progress
 from jaxtune.training.state import TrainerState, TrainOutput
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Losses:
+    """The losses of the steps so far.
+
+    Attributes:
+      total: Their sum.
+      unlogged: Those since the last record.
+    """
+
+    total: float = 0.0
+    unlogged: tuple[float, ...] = ()
 
 
 class Log:
@@ -20,23 +35,26 @@ class Log:
         schedule: optax.Schedule | None,
         args: SFTConfig,
         tell: Callable[[dict[str, float]], None],
+        losses: Losses = Losses(),
     ) -> None:
         """Open the bar.
 
         Args:
-          state: Gets the records in its `log_history`.
+          state: Gets the records in its `log_history`; its step is where the run begins.
           schedule: For the learning rate of a record; None: a record has none.
           args: `logging_steps` and `disable_tqdm`.
           tell: Called with each record.
+          losses: From the run that is resumed.
         """
         self.state = state
         self.schedule = schedule
         self.args = args
         self.tell = tell
-        self.progress = Progress(state.max_steps, disable=args.disable_tqdm)
-        self.waiting: tuple[int, float, int, dict[str, jax.Array]] | None = None
-        self.losses: list[float] = []
-        self.logged = 0
+        self.progress = Progress(state.max_steps, done=state.global_step, disable=args.disable_tqdm)
+        self.first = state.global_step
+        self.waiting: list[tuple[int, float, int, dict[str, jax.Array]]] = []
+        self.total = losses.total
+        self.unlogged = list(losses.unlogged)
         self.forced = False
         self.last: tuple[int, float, float] = (0, 0.0, 0.0)
 
@@ -44,41 +62,53 @@ class Log:
         """Print a line."""
         self.progress.write(line)
 
-    def step(self, metrics: dict[str, jax.Array], tokens: int) -> None:
-        """Take a step just dispatched, and read the one before it."""
-        self.flush()
-        self.waiting = (self.state.global_step, self.state.epoch, tokens, metrics)
+    def take(self, metrics: dict[str, jax.Array], tokens: int) -> None:
+        """Take a step just dispatched; it is read when the next one has been."""
+        self.waiting.append((self.state.global_step, self.state.epoch, tokens, metrics))
 
     def force(self) -> None:
         """Make a record of the last step, whatever its number."""
-        if self.waiting is not None:
+        if self.waiting:
             self.forced = True
-        elif self.logged < len(self.losses):
-            self._record()
+        elif self.unlogged:
+            self._tell_new(self._record())
 
-    def flush(self) -> None:
-        """Read the step that is waiting; blocks until the device has finished it."""
-        if self.waiting is None:
-            return
-        number, epoch, tokens, metrics = self.waiting
-        self.waiting = None
-        self.losses.append(float(metrics["loss"]))
-        self.last = (number, epoch, float(metrics["grad_norm"]))
-        self.progress.step(tokens)
-        due = number % self.args.logging_steps == 0 or number == self.state.max_steps
-        if due or self.forced:
-            self._record()
+    def read(self, behind: int = 0) -> None:
+        """Read the steps that are waiting, but for the last `behind`; blocks until they are done.
 
-    def _record(self) -> None:
+        An interrupt loses none of them: each is read once, whole.
+        """
+        while len(self.waiting) > behind:
+            number, epoch, tokens, metrics = self.waiting[0]
+            loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
+            due = number % self.args.logging_steps == 0 or number == self.state.max_steps
+            with deferred_interrupt():
+                del self.waiting[0]
+                self.total += loss
+                self.unlogged.append(loss)
+                self.last = (number, epoch, grad_norm)
+                self.progress.step(tokens)
+                record = self._record() if due or self.forced else None
+            if record is not None:
+                self._tell_new(record)
+
+    def losses(self) -> Losses:
+        """What a resumed run must know to go on with the same records."""
+        return Losses(total=self.total, unlogged=tuple(self.unlogged))
+
+    def _record(self) -> dict[str, float]:
         """The record of the last step read, over the steps since the record before."""
         number, epoch, grad_norm = self.last
-        record = {"loss": float(np.mean(self.losses[self.logged :])), "grad_norm": grad_norm}
+        record = {"loss": float(np.mean(self.unlogged)), "grad_norm": grad_norm}
         if self.schedule is not None:
             record["learning_rate"] = float(np.asarray(self.schedule(number - 1)))
         record |= {"epoch": round(epoch, 4), "step": number}
         self.forced = False
-        self.logged = len(self.losses)
+        self.unlogged.clear()
         self.state.log_history.append(record)
+        return record
+
+    def _tell_new(self, record: dict[str, float]) -> None:
         self.progress.show(record["loss"])
         self.tell(record)
 
@@ -90,18 +120,19 @@ class Log:
         """The run's summary, appended to the history.
 
         Args:
-          seconds: Wall time of the run.
+          seconds: Wall time of the run; its rates leave out what was done before it.
           rows_a_step: Rows of one window.
 
         Returns:
           Steps, mean loss, and transformers' metric keys.
         """
         steps = self.state.global_step
-        loss = float(np.mean(self.losses)) if self.losses else 0.0
+        made = steps - self.first
+        loss = self.total / max(steps, 1)
         metrics = {
             "train_runtime": round(seconds, 4),
-            "train_samples_per_second": round(steps * rows_a_step / seconds, 3),
-            "train_steps_per_second": round(steps / seconds, 3),
+            "train_samples_per_second": round(made * rows_a_step / seconds, 3),
+            "train_steps_per_second": round(made / seconds, 3),
             "total_flos": self.state.total_flos,
             "train_loss": loss,
             "epoch": round(self.state.epoch, 4),

@@ -11,9 +11,11 @@ class Progress:
     The first step compiles: its time is left out of the rate of tokens.
     """
 
-    def __init__(self, total_steps: int, *, disable: bool) -> None:
-        """Show an empty bar."""
-        self.bar = tqdm(total=total_steps, desc="training", unit="step", disable=disable)
+    def __init__(self, total_steps: int, *, done: int = 0, disable: bool) -> None:
+        """Show a bar with the steps that were done before."""
+        self.bar = tqdm(
+            total=total_steps, initial=done, desc="training", unit="step", disable=disable
+        )
         self.bar.set_postfix_str("compiling the first step")
         self.tokens = 0
         self.started: float | None = None

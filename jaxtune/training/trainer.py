@@ -1,7 +1,10 @@
 """`SFTTrainer`: supervised fine-tuning under TRL's names; it sequences pure functions."""
 
+import contextlib
 import dataclasses
+import functools
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +24,7 @@ from jaxtune.language_model import LanguageModel
 from jaxtune.models.placement import devices_of, split_rows
 from jaxtune.optim.registry import create_optimizer
 from jaxtune.optim.schedules import create_schedule
-from jaxtune.training.checkpoint import save_is_due, write_checkpoint
+from jaxtune.training.checkpoint import PREFIX, save_is_due
 from jaxtune.training.config import SFTConfig
 from jaxtune.training.embedding_rate import check_embedding_rate, embedding_schedule, rate_lines
 from jaxtune.training.inputs import (
@@ -35,11 +38,25 @@ from jaxtune.training.inputs import (
     refuse_unbuilt,
     row_limit,
 )
-from jaxtune.training.interrupt import deferred_interrupt
+from jaxtune.training.interrupt import deferred_interrupt, exit_on_sigterm
 from jaxtune.training.log import Log
+from jaxtune.training.manifest import Identity
 from jaxtune.training.offload_check import check_offload
-from jaxtune.training.state import TrainerControl, TrainerState, TrainOutput
+from jaxtune.training.resume import (
+    Start,
+    find_checkpoint,
+    resume,
+    start_anew,
+)
+from jaxtune.training.saver import Saver
+from jaxtune.training.state import (
+    TrainerControl,
+    TrainerState,
+    TrainOutput,
+    listens_to_saves,
+)
 from jaxtune.training.step import make_train_step, split
+from jaxtune.training.whole_folder import clear_leftovers
 
 
 class SFTTrainer:
@@ -151,38 +168,66 @@ class SFTTrainer:
         """Rows of a micro-batch, on all devices."""
         return self.args.per_device_train_batch_size * devices_of(self.model.carried.mesh)
 
-    def train(self) -> TrainOutput:
+    def train(
+        self, resume_from_checkpoint: bool | str | os.PathLike[str] | None = None
+    ) -> TrainOutput:
         """Run to the end, or to the first callback that asks to stop.
 
+        Ctrl-C and SIGTERM leave the model at the last whole step, and a checkpoint of it where
+        `save_strategy` writes any, before KeyboardInterrupt or SystemExit goes on its way.
+
+        Args:
+          resume_from_checkpoint: True: go on from the last checkpoint in `args.output_dir`; or
+            from the one in this folder, or with the adapter in it if it holds no more. The
+            resumed run makes the very steps that the saved one would have made.
+
         Returns:
-          Steps made, mean loss and rates. An interrupt leaves the model at the last whole step.
+          Steps made, mean loss and rates.
+
+        Raises:
+          ValueError: There is no such checkpoint, or it is damaged or not one of this run.
         """
         runtime.use_compile_cache()
-        args, rows = self.args, self.train_dataset.rows
+        args = self.args
+        if args.saves != "no":
+            self._output_dir().mkdir(parents=True, exist_ok=True)
+            clear_leftovers(self._output_dir(), PREFIX)
+        folder = find_checkpoint(resume_from_checkpoint, args.output_dir)
         size = (self.batch_size, args.gradient_accumulation_steps)
-        per_epoch = windows_per_epoch(len(rows), *size)
+        per_epoch = windows_per_epoch(len(self.train_dataset.rows), *size)
         total = (
             args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
         )
-        self.state = TrainerState(
+        self.control = TrainerControl()
+        tx = self._prepare_optimizer(total)
+        identity = functools.cache(self._identity)
+        if folder is None:
+            start = start_anew(self.model, tx, args.seed)
+        else:
+            start = resume(
+                folder, self.model, tx, optim=args.optim, total=total, identity=identity()
+            )
+        self.state = dataclasses.replace(
+            start.state,
             max_steps=total,
             num_train_epochs=math.ceil(total / per_epoch),
             logging_steps=args.logging_steps,
             save_steps=args.save_interval(total),
             train_batch_size=args.per_device_train_batch_size,
         )
-        self.control = TrainerControl()
-        tx = self._prepare_optimizer(total)
-        if args.saves != "no":
-            self._output_dir().mkdir(parents=True, exist_ok=True)
-        log = Log(self.state, self.lr_scheduler, args, self._tell_log)
-        self._report_start(log)
+        log = Log(self.state, self.lr_scheduler, args, self._tell_log, start.losses)
+        self._report_start(log, folder)
+        saver = Saver(
+            self.model, self.tokenizer, args, start, identity=identity, windows_per_epoch=per_epoch
+        )
         started = time.perf_counter()
-        try:
-            self._run(tx, log)
-            log.flush()
-        finally:
-            log.close()
+        with contextlib.closing(log), saver, exit_on_sigterm():
+            try:
+                self._run(tx, start, log, saver)
+                log.read()
+            except (KeyboardInterrupt, SystemExit):
+                self._save_at_exit(log, saver)
+                raise
         self._tell("on_train_end")
         return log.output(time.perf_counter() - started, math.prod(size))
 
@@ -260,7 +305,7 @@ class SFTTrainer:
         self.optimizer = checked_transformation(self.optimizer if made is None else made)
         return self.optimizer
 
-    def _run(self, tx: optax.GradientTransformation, log: Log) -> None:
+    def _run(self, tx: optax.GradientTransformation, start: Start, log: Log, saver: Saver) -> None:
         """The loop: dispatch a step, bind its arrays, then read the metrics of the one before."""
         args = self.args
         graphdef, trainable, frozen = split(self.model)
@@ -271,14 +316,15 @@ class SFTTrainer:
             max_grad_norm=args.max_grad_norm,
             label_smoothing=args.label_smoothing_factor,
         )
-        opt_state = tx.init(trainable)
-        key = jax.random.key(args.seed) if self.model.has_dropout else None
+        key, skipped = start.dropout_key, start.window
         # A CPU's own memory is the host's: there is nothing to move, and nothing to go wrong.
         untried = self.model.model.remat == "offload" and jax.default_backend() != "cpu"
         flops_a_token = 6 * count_parameters(self.model)[1]
         self._tell("on_train_begin")
-        for epoch in range(self.state.num_train_epochs):
-            for number, window in enumerate(self._windows(epoch), start=1):
+        if self._done():
+            return
+        for epoch in range(start.epoch, self.state.num_train_epochs):
+            for number, window in enumerate(self._windows(epoch, skipped), start=skipped + 1):
                 batch = split_rows(window.batch, self.model.carried.mesh)
                 if key is not None:
                     step_key = jax.random.fold_in(key, self.state.global_step)
@@ -287,16 +333,20 @@ class SFTTrainer:
                     check_offload(self.model, batch, self.batch_size)
                     untried = False
                 with deferred_interrupt():
-                    trainable, opt_state, metrics = step(trainable, opt_state, frozen, batch)
+                    trainable, saver.opt_state, metrics = step(
+                        trainable, saver.opt_state, frozen, batch
+                    )
                     nnx.update(self.model, trainable)
-                    self.state.global_step += 1
-                self._count(epoch, number, window.tokens)
-                self.state.total_flos += flops_a_token * window.tokens
-                log.step(metrics, window.tokens)
-                self._after("on_step_end", log)
+                    self._count(epoch, number, window.tokens)
+                    self.state.total_flos += flops_a_token * window.tokens
+                    log.take(metrics, window.tokens)
+                saver.check()
+                log.read(behind=1)
+                self._after("on_step_end", log, saver)
                 if self._done():
                     break
-            self._after("on_epoch_end", log)
+            skipped = 0
+            self._after("on_epoch_end", log, saver)
             if self._done():
                 return
 
@@ -305,10 +355,11 @@ class SFTTrainer:
         args, state = self.args, self.state
         micro_batches = math.ceil(len(self.train_dataset.rows) / self.batch_size)
         done = number * args.gradient_accumulation_steps
+        state.global_step += 1
         state.epoch = epoch + min(done / micro_batches, 1.0)
         state.num_input_tokens_seen += tokens
 
-    def _windows(self, epoch: int) -> Iterator[Window]:
+    def _windows(self, epoch: int, first: int) -> Iterator[Window]:
         lengths = np.array([len(row) for row in self.train_dataset.rows])
         return windows(
             self.train_dataset,
@@ -317,25 +368,45 @@ class SFTTrainer:
             buckets=bucket_lengths(lengths, self.max_length),
             seed=self.args.seed,
             epoch=epoch,
+            first=first,
         )
 
     def _done(self) -> bool:
         return self.control.should_training_stop or self.state.global_step >= self.state.max_steps
 
-    def _after(self, event: str, log: Log) -> None:
+    def _after(self, event: str, log: Log, saver: Saver) -> None:
         """Call the callbacks after a step or an epoch, and do what is due or they ask for."""
         self._tell(event)
         if self.control.should_log:
             self.control.should_log = False
             log.force()
         if self.control.should_save or save_is_due(event, self.state, self.args.saves):
-            log.flush()  # the state that is saved holds the record of its own step
+            log.read()  # the state that is saved holds the record of its own step
             self.control.should_save = False
-            with deferred_interrupt():
-                write_checkpoint(
-                    self._output_dir(), self.model, self.tokenizer, self.state, self.args
-                )
+            saver.save(self._output_dir(), self.state, log.losses())
+            if any(map(listens_to_saves, self.callbacks)):
+                saver.wait()
             self._tell("on_save")
+
+    def _save_at_exit(self, log: Log, saver: Saver) -> None:
+        """Save the last whole step of a run that is being stopped, unless it is saved already."""
+        if self.args.saves == "no" or saver.saved == self.state.global_step:
+            return
+        with deferred_interrupt():
+            log.read()
+            saver.save(self._output_dir(), self.state, log.losses())
+            saver.wait()
+        log.write(f"jaxtune: stopped and saved at step {self.state.global_step:,}")
+
+    def _identity(self) -> Identity:
+        """What decides which rows a step sees; reads all of them."""
+        return Identity(
+            seed=self.args.seed,
+            batch_size=self.batch_size,
+            gradient_accumulation_steps=self.args.gradient_accumulation_steps,
+            rows=len(self.train_dataset.rows),
+            data=self.train_dataset.digest(),
+        )
 
     def _output_dir(self) -> Path:
         if self.args.output_dir is None:
@@ -344,7 +415,7 @@ class SFTTrainer:
             )
         return Path(self.args.output_dir)
 
-    def _report_start(self, log: Log) -> None:
+    def _report_start(self, log: Log, resumed: Path | None) -> None:
         """Say what is about to be trained, and what was done to the rows."""
         trainable, total = count_parameters(self.model)
         rows, args = self.train_dataset, self.args
@@ -353,6 +424,8 @@ class SFTTrainer:
             f"{self.batch_size} x {args.gradient_accumulation_steps} rows, "
             f"{trainable:,} of {total:,} parameters trained ({100 * trainable / total:.2f} %)"
         )
+        if resumed is not None:
+            log.write(f"jaxtune: {resumed} is resumed at step {self.state.global_step:,}")
         if rows.eos_appended:
             log.write(f"jaxtune: end-of-text token appended to {rows.eos_appended:,} rows")
         if rows.dropped:

@@ -1,12 +1,15 @@
 """A tiny adapted model and a trainer over it, the same for every test of a run."""
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jaxtune import SFTConfig, SFTTrainer
 from jaxtune.language_model import LanguageModel
 from tests.loaded import load_adapted
-from tests.oracles import Oracle
 from tests.words import ragged_rows, word_tokenizer
+
+if TYPE_CHECKING:  # torch and peft, which a process that only trains need not wait for
+    from tests.oracles import Oracle
 
 SHARED: dict[str, Any] = {
     "max_steps": 7,
@@ -24,9 +27,14 @@ SHARED: dict[str, Any] = {
 ARGUMENTS = ("callbacks", "optimizers", "formatting_func", "peft_config", "train_dataset")
 
 
-def adapted(oracle: Oracle) -> LanguageModel:
+def adapted(oracle: "Oracle") -> LanguageModel:
     """The oracle's adapter over its base, with the word tokenizer."""
-    model = load_adapted(oracle.adapter_folder)
+    return adapted_in(oracle.adapter_folder)
+
+
+def adapted_in(adapter_folder: Path) -> LanguageModel:
+    """The same from the adapter's folder."""
+    model = load_adapted(adapter_folder)
     model.carried.tokenizer = word_tokenizer()
     return model
 

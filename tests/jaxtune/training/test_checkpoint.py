@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from jaxtune import SFTConfig, TrainerCallback
-from jaxtune.training import checkpoint
-from jaxtune.training.checkpoint import save_is_due, whole_folder, write_checkpoint
+from jaxtune.training import whole_folder as module
+from jaxtune.training.checkpoint import save_is_due, write_checkpoint
+from jaxtune.training.snapshot import take_snapshot
 from jaxtune.training.state import TrainerControl, TrainerState
+from jaxtune.training.whole_folder import clear_leftovers, remove_folder, whole_folder
 from tests.families import VARIANTS
 from tests.jaxtune.training.runs import adapted, records_of, trainer_of
 from tests.oracles import Oracle, make_oracle
@@ -99,14 +101,32 @@ def test_every_file_is_on_the_disk_before_the_folder_appears(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = []
-    sync, rename = checkpoint._sync, Path.rename
-    monkeypatch.setattr(checkpoint, "_sync", lambda path: (done.append(path.name), sync(path)))
+    sync, rename = module._sync, Path.rename
+    monkeypatch.setattr(module, "_sync", lambda path: (done.append(path.name), sync(path)))
     monkeypatch.setattr(
         Path, "rename", lambda self, to: (done.append(f"-> {to.name}"), rename(self, to))
     )
     write(tmp_path / "b", "text")
     assert done[:2] == ["inner", "file"] or done[:2] == ["file", "inner"]
     assert done[-2:] == ["-> b", tmp_path.name]
+
+
+def test_what_a_killed_process_left_is_cleared_and_a_replaced_folder_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the two renamings; in the middle of the body; and of a removal."""
+    for name in ("b-1", "b-2", "b-3"):
+        write(tmp_path / name, name)
+    monkeypatch.setattr(module.shutil, "rmtree", lambda *_, **__: None)
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    with pytest.raises(OSError, match="full"):
+        write(tmp_path / "b-2", "half", OSError("full"))
+    remove_folder(tmp_path / "b-3")
+    (tmp_path / "b-1").rename(tmp_path / ".b-1.1234.old")
+    monkeypatch.undo()
+    assert not {"b-1", "b-3"} & {path.name for path in tmp_path.iterdir()}
+    clear_leftovers(tmp_path, "b-")
+    assert contents(tmp_path) == {"b-1/inner/file": "b-1", "b-2/inner/file": "b-2"}
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +139,8 @@ def test_state_and_options_are_json_whatever_they_hold(oracle: Oracle, tmp_path:
     record = {"loss": float("nan"), "grad_norm": float("inf"), "epoch": np.float32(0.5), "step": 3}
     state = TrainerState(global_step=3, log_history=[record])
     args = SFTConfig(output_dir=tmp_path, learning_rate=0.5)
-    folder = write_checkpoint(tmp_path, adapted(oracle), word_tokenizer(), state, args)
+    snapshot = take_snapshot(adapted(oracle), state)
+    folder = write_checkpoint(tmp_path, snapshot, word_tokenizer(), args)
 
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
@@ -203,9 +224,9 @@ def test_a_save_that_is_cut_off_leaves_whole_folders_and_a_whole_model(
 
     def failing(folder: Path) -> None:
         save_pretrained(folder)
-        if trainer.state.global_step == 4 and how == "error":
+        if "checkpoint-4" in folder.name and how == "error":
             raise OSError("disk full")
-        if trainer.state.global_step == 4:
+        if "checkpoint-4" in folder.name:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.01)
 
@@ -213,8 +234,10 @@ def test_a_save_that_is_cut_off_leaves_whole_folders_and_a_whole_model(
     trainer = trainer_of(model, output_dir=str(tmp_path), save_steps=2)
     with pytest.raises(OSError if how == "error" else KeyboardInterrupt):
         trainer.train()
-    assert trainer.state.global_step == 4
-    whole = ["checkpoint-2"] if how == "error" else ["checkpoint-2", "checkpoint-4"]
+    step = trainer.state.global_step  # the run goes on while a checkpoint is written
+    assert step >= 4
+    written = {2} if how == "error" else {2, 4, step}
+    whole = [f"checkpoint-{number}" for number in sorted(written)]
     assert sorted(path.name for path in tmp_path.iterdir()) == whole
     for name in whole:
         assert {file.name for file in (tmp_path / name).iterdir()} >= {

@@ -84,6 +84,7 @@ def our_trainer(oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> SFT
         lr_scheduler_type="cosine",
         output_dir=tmp_path_factory.mktemp("ours"),
         save_steps=0.4,
+        save_only_model=True,
     )
     assert trainer.train().global_step == 7
     return trainer

@@ -1,0 +1,123 @@
+"""Saving a run as it goes on: copied between two steps, written beside them."""
+
+import functools
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from jaxtune.language_model import LanguageModel
+from jaxtune.training.checkpoint import write_checkpoint
+from jaxtune.training.config import SFTConfig
+from jaxtune.training.interrupt import deferred_interrupt
+from jaxtune.training.log import Losses
+from jaxtune.training.manifest import Identity, Manifest
+from jaxtune.training.resume import Start
+from jaxtune.training.snapshot import take_snapshot
+from jaxtune.training.state import TrainerState
+from jaxtune.training.writer import Writer
+
+
+class Saver:
+    """Writes checkpoints, one at a time, while the run goes on; leaving it waits for the last.
+
+    Attributes:
+      args: The options of the run.
+      opt_state: The optimizer's state after the last step; set by the loop.
+      saved: The step of the last checkpoint, or of the one that the run began from.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Any,
+        args: SFTConfig,
+        start: Start,
+        *,
+        identity: Callable[[], Identity],
+        windows_per_epoch: int,
+    ) -> None:
+        """Write nothing yet.
+
+        Args:
+          model: What is saved of a run, with the optimizer's state.
+          tokenizer: Goes along.
+          args: `save_only_model`, `save_total_limit` and `optim`.
+          start: Where the run begins.
+          identity: Of the run; called only if need be, since it reads all rows.
+          windows_per_epoch: Steps of a pass over the data.
+        """
+        self.opt_state = start.opt_state
+        self.saved = start.state.global_step
+        self.args = args
+        self._model, self._tokenizer = model, tokenizer
+        self._dropout_key = start.dropout_key
+        self._identity = identity
+        self._windows_per_epoch = windows_per_epoch
+        self._writer = Writer()
+
+    def save(self, output_dir: Path, state: TrainerState, losses: Losses) -> None:
+        """Copy the run, and start to write `output_dir/checkpoint-{step}`.
+
+        Waits for the write before it, so that there is one copy at most; and for the device.
+
+        Args:
+          output_dir: Created if need be.
+          state: Where the run stands; its last step is in `losses`.
+          losses: From the log.
+
+        Raises:
+          OSError: The write before this one failed, as may any other of its errors.
+        """
+        self._writer.wait()
+        manifest = None
+        if not self.args.save_only_model:
+            epoch, window = divmod(state.global_step, self._windows_per_epoch)
+            manifest = Manifest(
+                identity=self._identity(),
+                optim=self.args.optim,
+                epoch=epoch,
+                window=window,
+                loss_total=losses.total,
+                unlogged=list(losses.unlogged),
+                arrays={},
+            )
+        with deferred_interrupt():
+            snapshot = take_snapshot(
+                self._model, state, self.opt_state, self._dropout_key, manifest
+            )
+            self._writer.start(
+                functools.partial(
+                    write_checkpoint, output_dir, snapshot, self._tokenizer, self.args
+                )
+            )
+            self.saved = state.global_step
+
+    def check(self) -> None:
+        """Raise what a write that has ended raised; never waits."""
+        self._writer.check()
+
+    def wait(self) -> None:
+        """Wait for the disk, and raise what the write raised."""
+        self._writer.wait()
+
+    def __enter__(self) -> "Saver":
+        """Itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Wait for the write in flight; where the run failed, its own error goes first."""
+        try:
+            self._writer.wait()
+        except Exception as failed:
+            if error is None:
+                raise
+            warnings.warn(f"the last checkpoint was not written: {failed}", stacklevel=2)
+        finally:
+            self._writer.close()
