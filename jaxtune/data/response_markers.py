@@ -146,8 +146,8 @@ class ResponseMask:
             for ids, had in zip(rows.rows, given, strict=True)
         ]
         masked = cut_rows(rows.rows, labels, max_length=max_length)
-        which = "the last answer" if self.last_only else "what"
-        words = f"{which} after {self.markers.response!r}, up to {self.markers.instruction!r}"
+        which = "the last answer, after" if self.last_only else "what follows"
+        words = f"{which} {self.markers.response!r}, up to {self.markers.instruction!r}"
         return dataclasses.replace(
             rows,
             rows=masked.rows,
@@ -187,10 +187,12 @@ def _variants(tokenizer: Any, name: str, marker: str, exact: bool) -> list[tuple
         texts = [before + marker + behind for before, behind in around]
         encoded = encode(tokenizer, texts, specials=False, offsets=True)
         pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-        for (before, _), (ids, offsets) in zip(around, pairs, strict=True):
+        for (before, _), text, (ids, offsets) in zip(around, texts, pairs, strict=True):
             start, stop = len(before), len(before) + len(marker)
             inside = [n for n, (a, b) in enumerate(offsets) if a < stop and b > start]
-            if offsets[inside[0]][0] == start and offsets[inside[-1]][1] == stop:
+            # A token may take in space behind the marker, as ":\n\n" does of Llama 3.
+            beyond = text[stop : offsets[inside[-1]][1]]
+            if offsets[inside[0]][0] == start and not beyond.strip():
                 found[tuple(ids[inside[0] : inside[-1] + 1])] = None
     return list(found)
 

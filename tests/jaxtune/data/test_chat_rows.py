@@ -68,12 +68,12 @@ def test_prompts_and_completions_give_the_ids_and_masks_of_trl(assets, name):
     ]
     messages = [{"prompt": chat[:-1], "completion": chat[-1:]} for chat in chats]
     for rows in (plain, messages):
-        result = tokenized(rows, tokenizer, 300)
-        expected = trl_prepared(rows, tokenizer, completion_only=True, max_length=300)
+        result = tokenized(rows, tokenizer, 1000)
+        expected = trl_prepared(rows, tokenizer, completion_only=True, max_length=1000)
         assert (ids(result), labels_of(result)) == expected
-        whole = tokenized(rows, tokenizer, 300, completion_only_loss=False)
+        whole = tokenized(rows, tokenizer, 1000, completion_only_loss=False)
         assert whole.labels is None
-        assert ids(whole) == trl_prepared(rows, tokenizer, max_length=300)[0]
+        assert ids(whole) == trl_prepared(rows, tokenizer, max_length=1000)[0]
 
 
 @pytest.mark.parity
