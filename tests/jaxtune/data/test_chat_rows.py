@@ -193,7 +193,8 @@ def test_sharegpt_names_are_read(column, kind):
 
 def test_filled_in_keys_and_parts_of_text_are_read():
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": " b"}]
-    rows = [{"messages": [{"role": "user", "content": parts, "tool_calls": None}]}]
+    message = {"role": None, "content": None, "from": "human", "value": parts, "tool_calls": None}
+    rows = [{"messages": [message]}]
     assert ids(tokenized(rows)) == [[0, USER, COLON, 3, 4]]
 
 
