@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxtune import functional as functional
     from jaxtune.api import FastLanguageModel as FastLanguageModel
+    from jaxtune.chat_templates import get_chat_template as get_chat_template
+    from jaxtune.chat_templates import standardize_data_formats as standardize_data_formats
+    from jaxtune.chat_templates import standardize_sharegpt as standardize_sharegpt
+    from jaxtune.chat_templates import to_sharegpt as to_sharegpt
+    from jaxtune.chat_templates import train_on_responses_only as train_on_responses_only
     from jaxtune.generation.streamers import TextIteratorStreamer as TextIteratorStreamer
     from jaxtune.generation.streamers import TextStreamer as TextStreamer
     from jaxtune.memory import memory_stats as memory_stats
+    from jaxtune.training.collators import DataCollatorForSeq2Seq as DataCollatorForSeq2Seq
     from jaxtune.training.config import SFTConfig as SFTConfig
     from jaxtune.training.config import UnslothTrainingArguments as UnslothTrainingArguments
     from jaxtune.training.state import TrainerCallback as TrainerCallback
@@ -19,6 +25,7 @@ if TYPE_CHECKING:
     from jaxtune.training.trainer import UnslothTrainer as UnslothTrainer
 
 _HOMES = {
+    "DataCollatorForSeq2Seq": "jaxtune.training.collators",
     "FastLanguageModel": "jaxtune.api",
     "SFTConfig": "jaxtune.training.config",
     "SFTTrainer": "jaxtune.training.trainer",
@@ -29,9 +36,15 @@ _HOMES = {
     "UnslothTrainingArguments": "jaxtune.training.config",
     "functional": "jaxtune",
     "memory_stats": "jaxtune.memory",
+    "get_chat_template": "jaxtune.chat_templates",
+    "standardize_data_formats": "jaxtune.chat_templates",
+    "standardize_sharegpt": "jaxtune.chat_templates",
+    "to_sharegpt": "jaxtune.chat_templates",
+    "train_on_responses_only": "jaxtune.chat_templates",
 }
 
 __all__ = [
+    "DataCollatorForSeq2Seq",
     "FastLanguageModel",
     "SFTConfig",
     "SFTTrainer",
@@ -41,7 +54,12 @@ __all__ = [
     "UnslothTrainer",
     "UnslothTrainingArguments",
     "functional",
+    "get_chat_template",
     "memory_stats",
+    "standardize_data_formats",
+    "standardize_sharegpt",
+    "to_sharegpt",
+    "train_on_responses_only",
 ]
 
 

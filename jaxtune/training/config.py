@@ -21,6 +21,9 @@ class SFTConfig:
       output_dir: Where checkpoints and `SFTTrainer.save_model` write; None: nowhere.
       dataset_text_field: Text column of the data set.
       dataset_num_proc: Threads that tokenise; None: the data layer's choice.
+      completion_only_loss: Learn completions and not prompts; None: where rows have the columns
+        `prompt` and `completion`.
+      assistant_only_loss: Learn only what the assistant wrote, in rows of messages.
       max_length: Longest row in tokens; None: the model's `max_seq_length`.
       max_seq_length: The older name of `max_length`.
       per_device_train_batch_size: Rows a micro-batch.
@@ -54,6 +57,8 @@ class SFTConfig:
     output_dir: str | os.PathLike[str] | None = None
     dataset_text_field: str = "text"
     dataset_num_proc: int | None = None
+    completion_only_loss: bool | None = None
+    assistant_only_loss: bool = False
     max_length: int | None = None
     max_seq_length: int | None = None
     per_device_train_batch_size: int = 4

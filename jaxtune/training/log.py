@@ -58,6 +58,11 @@ class Log:
         self.forced = False
         self.last: tuple[int, float, float] = (0, 0.0, 0.0)
 
+    @property
+    def colour(self) -> bool:
+        """True where lines go to a terminal."""
+        return self.progress.colour
+
     def write(self, line: str) -> None:
         """Print a line."""
         self.progress.write(line)

@@ -1,5 +1,6 @@
 """What a person sees of a run: a bar with loss, tokens a second and time left."""
 
+import sys
 import time
 
 from tqdm.auto import tqdm
@@ -33,6 +34,11 @@ class Progress:
         elapsed = time.perf_counter() - (self.started or time.perf_counter())
         rate = f", {self.tokens / elapsed:,.0f} tokens/s" if self.tokens and elapsed else ""
         self.bar.set_postfix_str(f"loss {loss:.4f}{rate}", refresh=False)  # `step` draws it
+
+    @property
+    def colour(self) -> bool:
+        """True where lines go to a terminal, which shows colours."""
+        return not self.bar.disable and sys.stdout.isatty()
 
     def write(self, line: str) -> None:
         """Print a line above the bar."""

@@ -25,7 +25,9 @@ from jaxtune.models.placement import devices_of, split_rows
 from jaxtune.optim.registry import create_optimizer
 from jaxtune.optim.schedules import create_schedule
 from jaxtune.training.checkpoint import PREFIX, save_is_due
+from jaxtune.training.collators import check_collator
 from jaxtune.training.config import SFTConfig
+from jaxtune.training.data_report import report_lines
 from jaxtune.training.embedding_rate import check_embedding_rate, embedding_schedule, rate_lines
 from jaxtune.training.inputs import (
     Optimizers,
@@ -103,8 +105,9 @@ class SFTTrainer:
           model: With something to train; or a hub id or folder, loaded in 16 bits and, without
             `peft_config`, fully fine-tuned.
           args: The options; None: the defaults.
-          data_collator: Not built yet.
-          train_dataset: A `datasets.Dataset` or a list of mappings.
+          data_collator: `DataCollatorForSeq2Seq`, which pads as this trainer does; no other yet.
+          train_dataset: A `datasets.Dataset` or a list of mappings: of texts, messages, prompts
+            and completions, or token ids.
           eval_dataset: Not built yet.
           processing_class: TRL's newer name of `tokenizer`.
           compute_metrics: Not built yet.
@@ -122,7 +125,7 @@ class SFTTrainer:
           dataset_num_proc: Overrides the option of this name; threads.
 
         Raises:
-          ValueError: Nothing to train, no tokenizer, no rows, rows without the text column, or an
+          ValueError: Nothing to train, no tokenizer, no rows, rows that cannot be read, or an
             `embedding_learning_rate` without a trained embedding or head.
           TypeError: `args`, `optimizers` or `peft_config` is of a wrong type.
           NotBuiltYetError: What is marked so above was asked for.
@@ -130,11 +133,11 @@ class SFTTrainer:
         refuse_unbuilt(
             {
                 "eval_dataset": eval_dataset,
-                "data_collator": data_collator,
                 "compute_metrics": compute_metrics,
                 "packing": packing,
             }
         )
+        check_collator(data_collator)
         self.args = checked_args(args)
         self._given_optimizers = checked_optimizers(optimizers, self.args)
         self.optimizer, self.lr_scheduler = self._given_optimizers
@@ -160,6 +163,8 @@ class SFTTrainer:
             formatting_func=formatting_func,
             max_length=self.max_length,
             threads=self.args.dataset_num_proc if dataset_num_proc is None else dataset_num_proc,
+            completion_only_loss=self.args.completion_only_loss,
+            assistant_only_loss=self.args.assistant_only_loss,
         )
         check_rows(self.train_dataset, self.model.config.vocab_size)
 
@@ -426,15 +431,8 @@ class SFTTrainer:
         )
         if resumed is not None:
             log.write(f"jaxtune: {resumed} is resumed at step {self.state.global_step:,}")
-        if rows.eos_appended:
-            log.write(f"jaxtune: end-of-text token appended to {rows.eos_appended:,} rows")
-        if rows.dropped:
-            log.write(f"jaxtune: {rows.dropped:,} rows left out, they hold nothing to learn")
-        if rows.truncated:
-            log.write(
-                f"jaxtune: {rows.truncated:,} rows cut at {self.max_length} tokens, "
-                f"{rows.tokens_lost:,} tokens lost"
-            )
+        for line in report_lines(rows, self.tokenizer, self.max_length, colour=log.colour):
+            log.write(line)
 
     def _tell(self, event: str, **more: Any) -> None:
         for callback in self.callbacks:

@@ -58,7 +58,7 @@ def test_functional_resolves_in_a_fresh_process():
 
 
 def test_an_unknown_name_is_an_attribute_error_that_lists_the_known():
-    with pytest.raises(AttributeError, match=r"no attribute 'FastModell'; it has \['Fast"):
+    with pytest.raises(AttributeError, match=r"no attribute 'FastModell'; it has \['DataC"):
         _ = jaxtune.FastModell
     assert not hasattr(jaxtune, "FastModell")
     with pytest.raises(ImportError, match="cannot import name 'FastModell'"):

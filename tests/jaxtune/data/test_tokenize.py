@@ -292,45 +292,6 @@ def test_the_way_around_a_stream_works(tokenizer):
     assert ids(tokenized(list(STREAM.take(1)), tokenizer)) == [[0, 3, 1]]
 
 
-MESSAGES = [{"role": "user", "content": "a"}]
-
-
-@pytest.mark.parametrize(
-    ("row", "kind", "turns", "render"),
-    [
-        ({"messages": MESSAGES}, "`messages`", "row['messages']", lambda row: row["messages"]),
-        (
-            {"conversations": MESSAGES},
-            "`conversations`",
-            "row['conversations']",
-            lambda row: row["conversations"],
-        ),
-        (
-            {"prompt": MESSAGES, "completion": MESSAGES},
-            "`prompt` and `completion`",
-            "row['prompt'] + row['completion']",
-            lambda row: row["prompt"] + row["completion"],
-        ),
-    ],
-    ids=["messages", "conversations", "prompt"],
-)
-def test_chats_are_not_built_yet_and_the_way_around_works(row, kind, turns, render):
-    tokenizer = make_tokenizer(
-        chat_template="{{ bos_token }}{% for m in messages %} {{ m.content }}{% endfor %}"
-    )
-    with pytest.raises(NotBuiltYetError) as caught:
-        tokenized([row], tokenizer)
-    advice = f"lambda row: tokenizer.apply_chat_template({turns}, tokenize=False)"
-    assert f"Rows of {kind} are not built yet" in str(caught.value)
-    assert advice in str(caught.value)
-    result = tokenized(
-        [row],
-        tokenizer,
-        formatting_func=lambda row: tokenizer.apply_chat_template(render(row), tokenize=False),
-    )
-    assert ids(result) == [[0, *[3] * len(row), 1]]
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

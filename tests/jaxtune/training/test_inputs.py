@@ -65,7 +65,7 @@ def test_what_is_not_built_says_so_before_any_work(name: str, value: Any) -> Non
         SFTTrainer("no/model", train_dataset=[], **{name: value})
 
 
-@pytest.mark.parametrize("name", ["eval_dataset", "data_collator", "compute_metrics", "packing"])
+@pytest.mark.parametrize("name", ["eval_dataset", "compute_metrics", "packing"])
 def test_asking_for_nothing_is_taken(name: str) -> None:
     inputs.refuse_unbuilt({name: None})
 
