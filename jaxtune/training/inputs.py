@@ -24,7 +24,6 @@ WAYS_AROUND = {
     "eval_dataset": "Leave it out and evaluate with jaxtune.functional.loss.",
     "data_collator": "Leave it out; rows with `input_ids` and `labels` are taken as they are.",
     "compute_metrics": "Leave it out and measure in a callback's on_step_end.",
-    "packing": "Pass packing=False.",
 }
 
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from flax import nnx
 
 from jaxtune import runtime
 from jaxtune.adapters.counting import count_parameters
-from jaxtune.data.collate import Window, bucket_lengths, windows, windows_per_epoch
+from jaxtune.data.collate import windows_per_epoch
+from jaxtune.data.plan import Plan, Request, describe, make_plan
 from jaxtune.data.tokenize import tokenize_dataset
 from jaxtune.language_model import LanguageModel
 from jaxtune.models.placement import devices_of, split_rows
@@ -99,7 +101,7 @@ class SFTTrainer:
           tokenizer: None: the one that was loaded with the model.
           dataset_text_field: Overrides the option of this name.
           max_seq_length: Overrides `args.max_length`; tokens.
-          packing: False or None; packing is not built yet.
+          packing: Overrides the option of this name.
           dataset_num_proc: Overrides the option of this name; threads.
 
         Raises:
@@ -112,7 +114,6 @@ class SFTTrainer:
                 "eval_dataset": eval_dataset,
                 "data_collator": data_collator,
                 "compute_metrics": compute_metrics,
-                "packing": packing,
             }
         )
         self.args = checked_args(args)
@@ -130,6 +131,8 @@ class SFTTrainer:
         self.model = ready_model(model, peft_config, limit, self.args.seed)
         self.tokenizer = one_tokenizer(tokenizer, processing_class, self.model)
         self.max_length = row_limit(limit, self.model)
+        packs = self.args.packing if packing is None else packing
+        self._packing = self.args.packing_strategy if packs else None
         self.train_dataset = tokenize_dataset(
             train_dataset,
             self.tokenizer,
@@ -137,7 +140,8 @@ class SFTTrainer:
             if dataset_text_field is None
             else dataset_text_field,
             formatting_func=formatting_func,
-            max_length=self.max_length,
+            # These two strategies split what is too long, and lose nothing.
+            max_length=self.max_length if self._packing in (None, "bfd") else sys.maxsize,
             threads=self.args.dataset_num_proc if dataset_num_proc is None else dataset_num_proc,
         )
         check_rows(self.train_dataset, self.model.config.vocab_size)
@@ -154,9 +158,9 @@ class SFTTrainer:
           Steps made, mean loss and rates. An interrupt leaves the model at the last whole step.
         """
         runtime.use_compile_cache()
-        args, rows = self.args, self.train_dataset.rows
+        args, plan = self.args, self._plan()
         size = (self.batch_size, args.gradient_accumulation_steps)
-        per_epoch = windows_per_epoch(len(rows), *size)
+        per_epoch = windows_per_epoch(len(plan.bins), *size)
         total = (
             args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
         )
@@ -172,10 +176,10 @@ class SFTTrainer:
         if args.saves != "no":
             self._output_dir().mkdir(parents=True, exist_ok=True)
         log = Log(self.state, self.lr_scheduler, args, self._tell_log)
-        self._report_start(log)
+        self._report_start(log, plan)
         started = time.perf_counter()
         try:
-            self._run(tx, log)
+            self._run(tx, log, plan)
             log.flush()
         finally:
             log.close()
@@ -252,7 +256,7 @@ class SFTTrainer:
         self.optimizer = checked_transformation(self.optimizer if made is None else made)
         return self.optimizer
 
-    def _run(self, tx: optax.GradientTransformation, log: Log) -> None:
+    def _run(self, tx: optax.GradientTransformation, log: Log, plan: Plan) -> None:
         """The loop: dispatch a step, bind its arrays, then read the metrics of the one before."""
         args = self.args
         graphdef, trainable, frozen = split(self.model)
@@ -269,7 +273,7 @@ class SFTTrainer:
         flops_a_token = 6 * count_parameters(self.model)[1]
         self._tell("on_train_begin")
         for epoch in range(self.state.num_train_epochs):
-            for number, window in enumerate(self._windows(epoch), start=1):
+            for number, window in enumerate(plan.windows(self.train_dataset, epoch), start=1):
                 batch = split_rows(window.batch, self.model.carried.mesh)
                 if key is not None:
                     step_key = jax.random.fold_in(key, self.state.global_step)
@@ -281,7 +285,7 @@ class SFTTrainer:
                     trainable, opt_state, metrics = step(trainable, opt_state, frozen, batch)
                     nnx.update(self.model, trainable)
                     self.state.global_step += 1
-                self._count(epoch, number, window.tokens)
+                self._count(epoch, number, window.tokens, len(plan.bins))
                 self.state.total_flos += flops_a_token * window.tokens
                 log.step(metrics, window.tokens)
                 self._after("on_step_end", log)
@@ -291,24 +295,28 @@ class SFTTrainer:
             if self._done():
                 return
 
-    def _count(self, epoch: int, number: int, tokens: int) -> None:
-        """Note a step of so many tokens, window `number` of its epoch."""
+    def _count(self, epoch: int, number: int, tokens: int, rows: int) -> None:
+        """Note a step of so many tokens, window `number` of an epoch of so many rows."""
         args, state = self.args, self.state
-        micro_batches = math.ceil(len(self.train_dataset.rows) / self.batch_size)
+        micro_batches = math.ceil(rows / self.batch_size)
         done = number * args.gradient_accumulation_steps
         state.epoch = epoch + min(done / micro_batches, 1.0)
         state.num_input_tokens_seen += tokens
 
-    def _windows(self, epoch: int) -> Iterator[Window]:
-        lengths = np.array([len(row) for row in self.train_dataset.rows])
-        return windows(
-            self.train_dataset,
+    def _plan(self) -> Plan:
+        """How the rows are laid out; the same for the same rows and options."""
+        args = self.args
+        request = Request(
             batch_size=self.batch_size,
-            accumulation=self.args.gradient_accumulation_steps,
-            buckets=bucket_lengths(lengths, self.max_length),
-            seed=self.args.seed,
-            epoch=epoch,
+            accumulation=args.gradient_accumulation_steps,
+            devices=devices_of(self.model.carried.mesh),
+            max_length=self.max_length,
+            seed=args.seed,
+            packing=self._packing,
+            padding_free=args.padding_free,
+            resplit=args.resplit,
         )
+        return make_plan(np.array([len(row) for row in self.train_dataset.rows]), request)
 
     def _done(self) -> bool:
         return self.control.should_training_stop or self.state.global_step >= self.state.max_steps
@@ -335,15 +343,18 @@ class SFTTrainer:
             )
         return Path(self.args.output_dir)
 
-    def _report_start(self, log: Log) -> None:
+    def _report_start(self, log: Log, plan: Plan) -> None:
         """Say what is about to be trained, and what was done to the rows."""
         trainable, total = count_parameters(self.model)
         rows, args = self.train_dataset, self.args
         log.write(
-            f"jaxtune: {len(rows.rows):,} rows, {self.state.max_steps:,} steps of "
+            f"jaxtune: {len(plan.bins):,} rows, {self.state.max_steps:,} steps of "
             f"{self.batch_size} x {args.gradient_accumulation_steps} rows, "
             f"{trainable:,} of {total:,} parameters trained ({100 * trainable / total:.2f} %)"
         )
+        layout = describe(plan)
+        if layout is not None:
+            log.write(f"jaxtune: {layout}")
         if rows.eos_appended:
             log.write(f"jaxtune: end-of-text token appended to {rows.eos_appended:,} rows")
         if rows.dropped:
