@@ -53,6 +53,30 @@ class Batch:
             raise ValueError(f"`layout` must be 'causal' or 'packed'; got {self.layout!r}.")
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MicroBatches:
+    """The micro-batches of a window, of one or a few static shapes; how many run is no shape.
+
+    Attributes:
+      stacks: One of each shape: the arrays of a packed `Batch`, [slots, B, T].
+      used: Slots of each stack that hold tokens, int32; those after them are not run.
+      dropout_key: PRNG key of the window's dropout; None turns it off.
+    """
+
+    stacks: tuple[Batch, ...]
+    used: tuple[Any, ...]
+    dropout_key: Any = None
+
+    def first(self) -> Batch:
+        """The first micro-batch that holds tokens."""
+        for stack, used in zip(self.stacks, self.used, strict=True):
+            if used:
+                micro = jax.tree.map(lambda array: array[0], stack)
+                return dataclasses.replace(micro, dropout_key=self.dropout_key)
+        raise ValueError("a window must hold a micro-batch; got none. Leave empty windows out.")
+
+
 def shift_labels(
     labels: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None
 ) -> Int[Array, "B T"]:

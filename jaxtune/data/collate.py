@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jaxtune.data.batch import IGNORE, Batch
+from jaxtune.data.batch import IGNORE, Batch, MicroBatches
 from jaxtune.data.order import epoch_order
 from jaxtune.data.rows import TokenizedRows
 
@@ -19,12 +19,13 @@ class Window:
     """The rows of one optimizer step.
 
     Attributes:
-      batch: [accumulation * B, T] rows; the last window of an epoch is filled with empty rows.
+      batch: [accumulation * B, T] rows, the last window of an epoch filled with empty ones; or
+        packed micro-batches.
       tokens: Tokens in it, padding left out.
       rows: Examples in it.
     """
 
-    batch: Batch
+    batch: Batch | MicroBatches
     tokens: int
     rows: int
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxtune.errors import NotBuiltYetError
@@ -47,7 +48,8 @@ def split_rows(batch: Any, mesh: Mesh | None) -> Any:
     """Spread the rows of a batch's arrays over the mesh.
 
     Args:
-      batch: A pytree whose arrays have rows on their first axis, a multiple of the devices.
+      batch: A pytree of arrays, [..., B, T] with a multiple of the devices as B; scalars are
+        copied to each.
       mesh: Of one axis, or None.
 
     Returns:
@@ -55,8 +57,13 @@ def split_rows(batch: Any, mesh: Mesh | None) -> Any:
     """
     if mesh is None:
         return batch
-    rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
-    return jax.tree.map(lambda array: jax.device_put(array, rows), batch)
+
+    def put(array: Any) -> jax.Array:
+        before = np.ndim(array) - 2
+        spec = () if before < 0 else (*[None] * before, mesh.axis_names[0])
+        return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    return jax.tree.map(put, batch)
 
 
 def devices_of(mesh: Mesh | None) -> int:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from jaxtune.data.packing import STRATEGIES
 from jaxtune.errors import NotBuiltYetError
 
 DEFAULT_WARMUP = 0.1  # of all steps
@@ -26,6 +27,14 @@ class SFTConfig:
       assistant_only_loss: Learn only what the assistant wrote, in rows of messages.
       max_length: Longest row in tokens; None: the model's `max_seq_length`.
       max_seq_length: The older name of `max_length`.
+      packing: Several documents a row of `max_length` tokens; none sees another. Rows, and with
+        them batches and steps, are then the packed ones.
+      packing_strategy: "bfd", "bfd_split" or "wrapped", see `jaxtune.data.packing.pack`.
+      padding_free: The rows of a micro-batch, or of a step if it is re-split, follow each other
+        in one row. Packed rows are so anyway.
+      resplit: Run the rows of a step in other micro-batches, of no more tokens, where that saves
+        padding or passes over the weights; loss and gradient are the same (with dropout, other
+        draws). Packed rows stay as they are.
       per_device_train_batch_size: Rows a micro-batch.
       gradient_accumulation_steps: Micro-batches a step.
       num_train_epochs: Passes over the data, unless `max_steps` is given.
@@ -61,6 +70,10 @@ class SFTConfig:
     assistant_only_loss: bool = False
     max_length: int | None = None
     max_seq_length: int | None = None
+    packing: bool = False
+    packing_strategy: str = "bfd"
+    padding_free: bool = False
+    resplit: bool = True
     per_device_train_batch_size: int = 4
     gradient_accumulation_steps: int = 2
     num_train_epochs: int | float = 3.0
@@ -112,6 +125,10 @@ class SFTConfig:
         for name in ("adam_beta1", "adam_beta2", "warmup_ratio", "label_smoothing_factor"):
             value = getattr(self, name)
             _check(name, value, value is None or 0 <= value < 1, "in [0, 1)")
+        if self.packing_strategy not in STRATEGIES:
+            raise ValueError(
+                f"`packing_strategy` must be one of {STRATEGIES}; got {self.packing_strategy!r}."
+            )
         self._check_saving()
 
     def _check_saving(self) -> None:

@@ -23,7 +23,6 @@ Optimizers = tuple[optax.GradientTransformation | None, optax.Schedule | None]
 WAYS_AROUND = {
     "eval_dataset": "Leave it out and evaluate with jaxtune.functional.loss.",
     "compute_metrics": "Leave it out and measure in a callback's on_step_end.",
-    "packing": "Pass packing=False.",
 }
 
 

@@ -26,6 +26,7 @@ class Identity:
       gradient_accumulation_steps: Micro-batches a step.
       rows: Training rows.
       data: Digest of the tokenised rows.
+      packing: How they are packed, and to what length; None: they are not.
     """
 
     seed: int
@@ -33,6 +34,7 @@ class Identity:
     gradient_accumulation_steps: int
     rows: int
     data: str
+    packing: str | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

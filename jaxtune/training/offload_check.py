@@ -7,32 +7,25 @@ XLA has returned the wrong slice of an offloaded scan residual without a word
 import jax
 import numpy as np
 
-from jaxtune.data.batch import Batch
+from jaxtune.data.batch import Batch, MicroBatches
 from jaxtune.models.decoder import CausalLM
 from jaxtune.training.step import loss, split
 
 LIMIT = 0.02  # of a gradient's norm; rounding and unordered sums in 16 bits stay well below
 
 
-def check_offload(model: CausalLM, batch: Batch, rows: int) -> None:
+def check_offload(model: CausalLM, batch: Batch | MicroBatches, rows: int) -> None:
     """Compare the gradients of a micro-batch with and without offload.
 
     Args:
       model: Its plan is "offload"; unchanged afterwards.
       batch: Of the first step.
-      rows: Of a micro-batch; the first ones are taken.
+      rows: Of a micro-batch; the first ones of a `Batch` are taken.
 
     Raises:
       RuntimeError: A gradient differs by more than `LIMIT` of its norm.
     """
-    micro = Batch(
-        input_ids=batch.input_ids[:rows],
-        labels=batch.labels[:rows],
-        segment_ids=None if batch.segment_ids is None else batch.segment_ids[:rows],
-        positions=None if batch.positions is None else batch.positions[:rows],
-        dropout_key=batch.dropout_key,
-        layout=batch.layout,
-    )
+    micro = batch.first() if isinstance(batch, MicroBatches) else _first_rows(batch, rows)
     gradient = jax.jit(jax.grad(loss, argnums=1, has_aux=True), static_argnums=0)
     found = {}
     try:
@@ -49,6 +42,17 @@ def check_offload(model: CausalLM, batch: Batch, rows: int) -> None:
             "version of JAX moves them wrongly on this device: pass "
             "use_gradient_checkpointing=True, or use another version."
         )
+
+
+def _first_rows(batch: Batch, rows: int) -> Batch:
+    return Batch(
+        input_ids=batch.input_ids[:rows],
+        labels=batch.labels[:rows],
+        segment_ids=None if batch.segment_ids is None else batch.segment_ids[:rows],
+        positions=None if batch.positions is None else batch.positions[:rows],
+        dropout_key=batch.dropout_key,
+        layout=batch.layout,
+    )
 
 
 def largest_difference(actual: object, expected: object) -> float:

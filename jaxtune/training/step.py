@@ -1,5 +1,6 @@
 """The training step: pure functions over the two trees of a model."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -10,12 +11,14 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxtune.data.batch import IGNORE, Batch, shift_labels
+from jaxtune.data.batch import IGNORE, Batch, MicroBatches, shift_labels
 from jaxtune.models.decoder import CausalLM
 from pallas_kernels import linear_cross_entropy
 
+# Of the micro-batches so far: gradient, loss, tokens counted.
+_Sums = tuple[nnx.State, jax.Array, jax.Array]
 Step = Callable[
-    [nnx.State, optax.OptState, nnx.State, Batch],
+    [nnx.State, optax.OptState, nnx.State, Batch | MicroBatches],
     tuple[nnx.State, optax.OptState, dict[str, jax.Array]],
 ]
 
@@ -110,7 +113,7 @@ def window_gradient(
     graphdef: nnx.GraphDef,
     trainable: nnx.State,
     frozen: nnx.State,
-    batch: Batch,
+    batch: Batch | MicroBatches,
     accumulation: int,
     *,
     label_smoothing: float = 0.0,
@@ -124,8 +127,8 @@ def window_gradient(
       graphdef: From `split`.
       trainable: From `split`.
       frozen: From `split`.
-      batch: All rows of the window, [accumulation * B, T].
-      accumulation: Micro-batches to cut it into, in order.
+      batch: All rows of the window, [accumulation * B, T]; or its micro-batches.
+      accumulation: Micro-batches to cut a `Batch` into, in order.
       label_smoothing: As in `loss`.
 
     Returns:
@@ -134,24 +137,45 @@ def window_gradient(
     smoothed = functools.partial(loss, label_smoothing=label_smoothing)
     value_and_grad = jax.value_and_grad(smoothed, argnums=1, has_aux=True)
 
-    def micro_step(
-        total: tuple[nnx.State, jax.Array, jax.Array], micro: Batch
-    ) -> tuple[tuple[nnx.State, jax.Array, jax.Array], None]:
+    def add(total: _Sums, micro: Batch) -> _Sums:
         (loss_sum, count), gradient = value_and_grad(graphdef, trainable, frozen, micro)
-        return jax.tree.map(jnp.add, total, (gradient, loss_sum, count)), None
+        return jax.tree.map(jnp.add, total, (gradient, loss_sum, count))
 
-    if accumulation == 1:
+    if isinstance(batch, Batch) and accumulation == 1:
         (loss_sum, count), gradient = value_and_grad(graphdef, trainable, frozen, batch)
         gradient = jax.tree.map(lambda g, p: g.astype(_wide(p)), gradient, trainable)
     else:
-        start = (
+        total: _Sums = (
             jax.tree.map(lambda p: jnp.zeros(p.shape, _wide(p)), trainable),
             jnp.zeros((), jnp.float32),
             jnp.zeros((), jnp.int32),
         )
-        (gradient, loss_sum, count), _ = jax.lax.scan(micro_step, start, _cut(batch, accumulation))
+        if isinstance(batch, Batch):
+            cut = _cut(batch, accumulation)
+            total, _ = jax.lax.scan(lambda sums, micro: (add(sums, micro), None), total, cut)
+        else:
+            total = _add_micro_batches(add, total, batch)
+        gradient, loss_sum, count = total
     tokens = jnp.maximum(count, 1)
     return jax.tree.map(lambda g: g / tokens, gradient), loss_sum / tokens, count
+
+
+def _add_micro_batches(
+    add: Callable[[_Sums, Batch], _Sums], total: _Sums, batch: MicroBatches
+) -> _Sums:
+    """Add those that are used: a loop of as many rounds a stack, so that no empty one is run."""
+    for number, (stack, used) in enumerate(zip(batch.stacks, batch.used, strict=True)):
+        if batch.dropout_key is not None:
+            key = jax.random.fold_in(batch.dropout_key, number)
+            keys = jax.random.split(key, stack.input_ids.shape[0])
+            stack = dataclasses.replace(stack, dropout_key=keys)
+        total = jax.lax.fori_loop(
+            0,
+            used,
+            lambda i, sums, stack=stack: add(sums, jax.tree.map(lambda array: array[i], stack)),
+            total,
+        )
+    return total
 
 
 def _wide(leaf: jax.Array) -> jnp.dtype:
@@ -206,7 +230,7 @@ def make_train_step(
     Args:
       graphdef: From `split`.
       tx: Any optax transformation; its schedule counts optimizer steps.
-      accumulation: Micro-batches a step; the batch's rows are cut in order.
+      accumulation: Micro-batches a step; the rows of a `Batch` are cut in order.
       max_grad_norm: Global norm to clip to; None or 0: no clipping.
       label_smoothing: As in `loss`.
 
@@ -217,7 +241,10 @@ def make_train_step(
     """
 
     def step(
-        trainable: nnx.State, opt_state: optax.OptState, frozen: nnx.State, batch: Batch
+        trainable: nnx.State,
+        opt_state: optax.OptState,
+        frozen: nnx.State,
+        batch: Batch | MicroBatches,
     ) -> tuple[nnx.State, optax.OptState, dict[str, jax.Array]]:
         if batch.dropout_key is None and merge(graphdef, trainable, frozen).has_dropout:
             raise ValueError(

@@ -5,8 +5,9 @@ import dataclasses
 import functools
 import math
 import os
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from tqdm.auto import tqdm
 
 from jaxtune import runtime
 from jaxtune.adapters.counting import count_parameters
-from jaxtune.data.collate import Window, bucket_lengths, windows, windows_per_epoch
+from jaxtune.data.collate import windows_per_epoch
+from jaxtune.data.plan import Plan, Request, describe, make_plan
 from jaxtune.data.tokenize import tokenize_dataset
 from jaxtune.language_model import LanguageModel
 from jaxtune.models.placement import devices_of, split_rows
@@ -121,7 +123,7 @@ class SFTTrainer:
           tokenizer: None: the one that was loaded with the model.
           dataset_text_field: Overrides the option of this name.
           max_seq_length: Overrides `args.max_length`; tokens.
-          packing: False or None; packing is not built yet.
+          packing: Overrides the option of this name.
           dataset_num_proc: Overrides the option of this name; threads.
 
         Raises:
@@ -134,7 +136,6 @@ class SFTTrainer:
             {
                 "eval_dataset": eval_dataset,
                 "compute_metrics": compute_metrics,
-                "packing": packing,
             }
         )
         check_collator(data_collator)
@@ -154,6 +155,8 @@ class SFTTrainer:
         check_embedding_rate(self.args, self.optimizer, self.model)
         self.tokenizer = one_tokenizer(tokenizer, processing_class, self.model)
         self.max_length = row_limit(limit, self.model)
+        packs = self.args.packing if packing is None else packing
+        self._packing = self.args.packing_strategy if packs else None
         self.train_dataset = tokenize_dataset(
             train_dataset,
             self.tokenizer,
@@ -161,7 +164,8 @@ class SFTTrainer:
             if dataset_text_field is None
             else dataset_text_field,
             formatting_func=formatting_func,
-            max_length=self.max_length,
+            # These two strategies split what is too long, and lose nothing.
+            max_length=self.max_length if self._packing in (None, "bfd") else sys.maxsize,
             threads=self.args.dataset_num_proc if dataset_num_proc is None else dataset_num_proc,
             completion_only_loss=self.args.completion_only_loss,
             assistant_only_loss=self.args.assistant_only_loss,
@@ -193,13 +197,13 @@ class SFTTrainer:
           ValueError: There is no such checkpoint, or it is damaged or not one of this run.
         """
         runtime.use_compile_cache()
-        args = self.args
+        args, plan = self.args, self._plan()
         if args.saves != "no":
             self._output_dir().mkdir(parents=True, exist_ok=True)
             clear_leftovers(self._output_dir(), PREFIX)
         folder = find_checkpoint(resume_from_checkpoint, args.output_dir)
         size = (self.batch_size, args.gradient_accumulation_steps)
-        per_epoch = windows_per_epoch(len(self.train_dataset.rows), *size)
+        per_epoch = windows_per_epoch(len(plan.bins), *size)
         total = (
             args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
         )
@@ -221,14 +225,14 @@ class SFTTrainer:
             train_batch_size=args.per_device_train_batch_size,
         )
         log = Log(self.state, self.lr_scheduler, args, self._tell_log, start.losses)
-        self._report_start(log, folder)
+        self._report_start(log, plan, folder)
         saver = Saver(
             self.model, self.tokenizer, args, start, identity=identity, windows_per_epoch=per_epoch
         )
         started = time.perf_counter()
         with contextlib.closing(log), saver, exit_on_sigterm():
             try:
-                self._run(tx, start, log, saver)
+                self._run(tx, start, log, saver, plan)
                 log.read()
             except (KeyboardInterrupt, SystemExit):
                 self._save_at_exit(log, saver)
@@ -310,7 +314,9 @@ class SFTTrainer:
         self.optimizer = checked_transformation(self.optimizer if made is None else made)
         return self.optimizer
 
-    def _run(self, tx: optax.GradientTransformation, start: Start, log: Log, saver: Saver) -> None:
+    def _run(
+        self, tx: optax.GradientTransformation, start: Start, log: Log, saver: Saver, plan: Plan
+    ) -> None:
         """The loop: dispatch a step, bind its arrays, then read the metrics of the one before."""
         args = self.args
         graphdef, trainable, frozen = split(self.model)
@@ -329,7 +335,9 @@ class SFTTrainer:
         if self._done():
             return
         for epoch in range(start.epoch, self.state.num_train_epochs):
-            for number, window in enumerate(self._windows(epoch, skipped), start=skipped + 1):
+            for number, window in enumerate(
+                plan.windows(self.train_dataset, epoch, skipped), start=skipped + 1
+            ):
                 batch = split_rows(window.batch, self.model.carried.mesh)
                 if key is not None:
                     step_key = jax.random.fold_in(key, self.state.global_step)
@@ -342,7 +350,7 @@ class SFTTrainer:
                         trainable, saver.opt_state, frozen, batch
                     )
                     nnx.update(self.model, trainable)
-                    self._count(epoch, number, window.tokens)
+                    self._count(epoch, number, window.tokens, len(plan.bins))
                     self.state.total_flos += flops_a_token * window.tokens
                     log.take(metrics, window.tokens)
                 saver.check()
@@ -355,26 +363,29 @@ class SFTTrainer:
             if self._done():
                 return
 
-    def _count(self, epoch: int, number: int, tokens: int) -> None:
-        """Note a step of so many tokens, window `number` of its epoch."""
+    def _count(self, epoch: int, number: int, tokens: int, rows: int) -> None:
+        """Note a step of so many tokens, window `number` of an epoch of so many rows."""
         args, state = self.args, self.state
-        micro_batches = math.ceil(len(self.train_dataset.rows) / self.batch_size)
+        micro_batches = math.ceil(rows / self.batch_size)
         done = number * args.gradient_accumulation_steps
         state.global_step += 1
         state.epoch = epoch + min(done / micro_batches, 1.0)
         state.num_input_tokens_seen += tokens
 
-    def _windows(self, epoch: int, first: int) -> Iterator[Window]:
-        lengths = np.array([len(row) for row in self.train_dataset.rows])
-        return windows(
-            self.train_dataset,
+    def _plan(self) -> Plan:
+        """How the rows are laid out; the same for the same rows and options."""
+        args = self.args
+        request = Request(
             batch_size=self.batch_size,
-            accumulation=self.args.gradient_accumulation_steps,
-            buckets=bucket_lengths(lengths, self.max_length),
-            seed=self.args.seed,
-            epoch=epoch,
-            first=first,
+            accumulation=args.gradient_accumulation_steps,
+            devices=devices_of(self.model.carried.mesh),
+            max_length=self.max_length,
+            seed=args.seed,
+            packing=self._packing,
+            padding_free=args.padding_free,
+            resplit=args.resplit,
         )
+        return make_plan(np.array([len(row) for row in self.train_dataset.rows]), request)
 
     def _done(self) -> bool:
         return self.control.should_training_stop or self.state.global_step >= self.state.max_steps
@@ -411,6 +422,7 @@ class SFTTrainer:
             gradient_accumulation_steps=self.args.gradient_accumulation_steps,
             rows=len(self.train_dataset.rows),
             data=self.train_dataset.digest(),
+            packing=None if self._packing is None else f"{self._packing} to {self.max_length}",
         )
 
     def _output_dir(self) -> Path:
@@ -420,17 +432,20 @@ class SFTTrainer:
             )
         return Path(self.args.output_dir)
 
-    def _report_start(self, log: Log, resumed: Path | None) -> None:
+    def _report_start(self, log: Log, plan: Plan, resumed: Path | None) -> None:
         """Say what is about to be trained, and what was done to the rows."""
         trainable, total = count_parameters(self.model)
         rows, args = self.train_dataset, self.args
         log.write(
-            f"jaxtune: {len(rows.rows):,} rows, {self.state.max_steps:,} steps of "
+            f"jaxtune: {len(plan.bins):,} rows, {self.state.max_steps:,} steps of "
             f"{self.batch_size} x {args.gradient_accumulation_steps} rows, "
             f"{trainable:,} of {total:,} parameters trained ({100 * trainable / total:.2f} %)"
         )
         if resumed is not None:
             log.write(f"jaxtune: {resumed} is resumed at step {self.state.global_step:,}")
+        layout = describe(plan)
+        if layout is not None:
+            log.write(f"jaxtune: {layout}")
         for line in report_lines(rows, self.tokenizer, self.max_length, colour=log.colour):
             log.write(line)
 

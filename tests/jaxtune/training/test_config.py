@@ -30,7 +30,9 @@ OVERRIDDEN = {
     "optim": "adamw_8bit",
     "max_length": None,  # the model's own `max_seq_length`, as in Unsloth
     "save_strategy": None,  # "steps", where there is a folder to save to
+    "resplit": True,
 }
+OURS = {"resplit"}  # on by default: it changes no number
 NOT_TRLS = {"max_seq_length", "warmup_ratio", "disable_tqdm"}  # older names; None or False
 
 
@@ -45,7 +47,7 @@ def test_unsloths_arguments_are_the_same_and_its_own_are_off():
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", sorted(set(FIELDS) - set(OVERRIDDEN) - NOT_TRLS))
+@pytest.mark.parametrize("name", sorted(set(FIELDS) - set(OVERRIDDEN) - NOT_TRLS - OURS))
 def test_every_other_default_is_trls(name):
     theirs = {field.name: field.default for field in dataclasses.fields(trl.SFTConfig)}
     default = theirs[name]
@@ -60,7 +62,7 @@ def test_older_names_are_off_by_default(name):
 @pytest.mark.parity
 def test_every_name_is_trls_or_its_history():
     theirs = {field.name for field in dataclasses.fields(trl.SFTConfig)}
-    assert set(FIELDS) - theirs == {"max_seq_length", "warmup_ratio"}
+    assert set(FIELDS) - theirs == {"max_seq_length", "warmup_ratio", "resplit"}
 
 
 def attributes_read():

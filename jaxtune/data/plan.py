@@ -1,0 +1,267 @@
+"""How the windows of a run are laid out: padded, packed, padding-free or re-split."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int
+
+from jaxtune.data.collate import Window, bucket_lengths, windows
+from jaxtune.data.order import epoch_order
+from jaxtune.data.packed import micro_batches
+from jaxtune.data.packing import Bins, one_a_bin, pack
+from jaxtune.data.resplit import GRANULE, OVERHEAD, Cut, choose_shapes, rebin, slots
+from jaxtune.data.rows import TokenizedRows
+
+# A packed row costs attention more than a padded one (its kernel looks up the segments).
+WORTH = 0.95
+# Rows whose windows are tried when shapes are chosen.
+_SAMPLE = 512
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user asked for.
+
+    Attributes:
+      batch_size: Rows a micro-batch, on all devices.
+      accumulation: Micro-batches a window.
+      devices: Over which the rows of a micro-batch are split.
+      max_length: Longest row, tokens.
+      seed: Of the order.
+      packing: Strategy of `packing.pack`; None: rows are not packed.
+      padding_free: Rows of a micro-batch follow each other in one, without padding.
+      resplit: The rows of a window may be cut into other micro-batches.
+    """
+
+    batch_size: int
+    accumulation: int
+    devices: int = 1
+    max_length: int
+    seed: int
+    packing: str | None = None
+    padding_free: bool = False
+    resplit: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The layout of a run.
+
+    Attributes:
+      request: What was asked for.
+      kind: "padded" is one document a row; "flat" a packed row a micro-batch and device.
+      bins: The examples of an epoch: packed rows, or the rows themselves.
+      lengths: Row lengths, ascending. Padded: one for each window; else one for each micro-batch.
+      slots: Of a window's stacks, in the order of `lengths`; empty if padded.
+    """
+
+    request: Request
+    kind: Literal["padded", "packed", "flat", "resplit"]
+    bins: Bins
+    lengths: tuple[int, ...]
+    slots: tuple[int, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Rows of a micro-batch's arrays."""
+        whole = self.kind in ("padded", "packed")
+        return self.request.batch_size if whole else self.request.devices
+
+    def windows(self, rows: TokenizedRows, epoch: int, first: int = 0) -> Iterator[Window]:
+        """The windows of one epoch, in the Hugging Face trainer's order.
+
+        Args:
+          rows: The rows that the plan was made for.
+          epoch: Counted from 0.
+          first: Windows of the epoch to leave out.
+
+        Yields:
+          Windows of the examples; which ones a window holds does not depend on the layout.
+        """
+        asked = self.request
+        if self.kind == "padded":
+            yield from windows(
+                rows,
+                batch_size=asked.batch_size,
+                accumulation=asked.accumulation,
+                buckets=self.lengths,
+                seed=asked.seed,
+                epoch=epoch,
+                first=first,
+            )
+            return
+        tokens = self.bins.tokens()
+        shapes = list(zip(self.slots, self.lengths, strict=True))
+        for chosen in _chosen(len(self.bins), asked, epoch)[first:]:
+            examples = [self.bins.pieces(number) for number in chosen.tolist()]
+            pieces = [
+                [[piece for n in its for piece in examples[n]] for its in bins]
+                for bins in self.cut(tokens[chosen])
+            ]
+            yield Window(
+                batch=micro_batches(rows, pieces, size=self.size, shapes=shapes),
+                tokens=int(tokens[chosen].sum()),
+                rows=len(chosen),
+            )
+
+    def cut(self, tokens: Int[np.ndarray, " N"]) -> Cut:
+        """The bins of a window: for each length, the examples that share a row.
+
+        Args:
+          tokens: Of each example of the window.
+
+        Returns:
+          Numbers of examples in the window.
+        """
+        if self.kind == "packed":
+            return ([[n] for n in range(len(tokens))],)
+        if self.kind == "resplit":
+            return rebin(tokens.tolist(), self.lengths, self.request.devices)
+        return _flat(tokens, self.lengths, self.request)
+
+    def measure(self) -> tuple[float, float]:
+        """Micro-batches a window, and the share of padding in them, over some windows."""
+        micro, run, held = [], 0, 0
+        tokens = self.bins.tokens()
+        sample = _sample(len(self.bins), self.request)
+        for chosen in sample:
+            held += int(tokens[chosen].sum())
+            if self.kind == "padded":
+                counts = [self.request.accumulation]
+                lengths = [next(b for b in self.lengths if b >= tokens[chosen].max())]
+            else:
+                counts = [-(-len(bins) // self.size) for bins in self.cut(tokens[chosen])]
+                lengths = self.lengths
+            micro.append(sum(counts))
+            run += sum(n * self.size * b for n, b in zip(counts, lengths, strict=True))
+        return sum(micro) / len(sample), 1 - held / run
+
+
+def describe(plan: Plan) -> str | None:
+    """A line on the layout and the padding that is left; None for plainly padded rows."""
+    if plan.kind == "padded":
+        return None
+    micro, padding = plan.measure()
+    shapes = " or ".join(f"{plan.size} x {length:,}" for length in plan.lengths)
+    if plan.kind == "packed":
+        rows = len(np.unique(plan.bins.rows))
+        return (
+            f"{rows:,} rows packed into {len(plan.bins):,} ({plan.request.packing}), micro-batches "
+            f"of {shapes} tokens, {padding:.1%} padding"
+        )
+    if plan.kind == "flat":
+        return f"padding-free: micro-batches of {shapes} tokens, {padding:.1%} padding"
+    before = _padded(plan.request, plan.bins).measure()[1]
+    return (
+        f"the rows of a step are re-split into micro-batches of {shapes} tokens: {micro:.1f} "
+        f"instead of {plan.request.accumulation}, {padding:.1%} padding instead of {before:.1%} "
+        "(resplit=False turns it off)"
+    )
+
+
+def make_plan(lengths: Int[np.ndarray, " rows"], request: Request) -> Plan:
+    """Choose the layout and its static shapes.
+
+    Args:
+      lengths: Tokens of each row.
+      request: What was asked for.
+
+    Returns:
+      A plan; "resplit" only where it saves a twentieth of the padded run.
+    """
+    if request.packing is not None:
+        bins = pack(lengths, request.max_length, request.packing)
+        longest = _rounded(int(bins.tokens().max()), request.max_length)
+        return Plan(
+            request=request,
+            kind="packed",
+            bins=bins,
+            lengths=(longest,),
+            slots=(request.accumulation,),
+        )
+    bins = one_a_bin(lengths)
+    padded = _padded(request, bins)
+    longest = _rounded(int(lengths.max()), request.max_length)
+    share = request.batch_size // request.devices
+    sample = [lengths[chosen] for chosen in _sample(len(lengths), request)]
+    if request.resplit:
+        shapes = choose_shapes(
+            [window.tolist() for window in sample], longest, share * longest, request.devices
+        )
+        window = request.batch_size * request.accumulation
+        plan = Plan(
+            request=request,
+            kind="resplit",
+            bins=bins,
+            lengths=shapes,
+            slots=slots(shapes, window, longest, request.devices),
+        )
+        return plan if request.padding_free or _cost(plan) < WORTH * _cost(padded) else padded
+    if not request.padding_free:
+        return padded
+    shapes = _flat_shapes(sample, share * longest, request)
+    return Plan(
+        request=request,
+        kind="flat",
+        bins=bins,
+        lengths=shapes,
+        slots=(request.accumulation,) * len(shapes),
+    )
+
+
+def _padded(request: Request, bins: Bins) -> Plan:
+    buckets = bucket_lengths(bins.tokens(), request.max_length)
+    return Plan(request=request, kind="padded", bins=bins, lengths=buckets)
+
+
+def _cost(plan: Plan) -> float:
+    """Tokens a window, padding and the micro-batches' overhead with them, by its measure."""
+    micro, padding = plan.measure()
+    tokens = plan.bins.tokens()
+    held = np.mean([tokens[chosen].sum() for chosen in _sample(len(tokens), plan.request)])
+    return float(held) / (1 - padding) + micro * OVERHEAD
+
+
+def _rounded(length: int, limit: int) -> int:
+    return min(max(-(-length // GRANULE) * GRANULE, GRANULE), limit)
+
+
+def _chosen(count: int, request: Request, epoch: int) -> list[np.ndarray]:
+    """The examples of each window of an epoch."""
+    order = epoch_order(count, request.seed, epoch)
+    window = request.batch_size * request.accumulation
+    return [order[start : start + window] for start in range(0, count, window)]
+
+
+def _sample(count: int, request: Request) -> list[np.ndarray]:
+    """Windows of the first epoch to try shapes on; not its last, where rows may be missing."""
+    found = _chosen(count, request, 0)
+    window = request.batch_size * request.accumulation
+    return found[: max(min(_SAMPLE // window, count // window), 1)]
+
+
+def _flat(tokens: np.ndarray, lengths: Sequence[int], request: Request) -> Cut:
+    """Each device's rows of a micro-batch in one bin, of the least length that holds them all."""
+    share = request.batch_size // request.devices
+    cut: Cut = tuple([] for _ in lengths)
+    for start in range(0, len(tokens), request.batch_size):
+        stop = min(start + request.batch_size, len(tokens))
+        bins = [list(range(n, min(n + share, stop))) for n in range(start, stop, share)]
+        bins += [[] for _ in range(request.devices - len(bins))]
+        most = max(int(tokens[rows].sum()) for rows in bins)
+        cut[next(n for n, length in enumerate(lengths) if length >= most)].extend(bins)
+    return cut
+
+
+def _flat_shapes(sample: Sequence[np.ndarray], most: int, request: Request) -> tuple[int, ...]:
+    """Two lengths: the greatest that may come, and the one that makes the sample cheapest."""
+
+    def run(short: int) -> int:
+        shapes = (short, most)
+        cuts = [_flat(window, shapes, request) for window in sample]
+        return sum(len(cut[0]) * short + len(cut[1]) * most for cut in cuts)
+
+    tried = range(GRANULE, most, max(GRANULE, most // 16 // GRANULE * GRANULE))
+    return (min(tried, key=run), most) if tried else (most,)

@@ -1,0 +1,139 @@
+"""Packing, padding-free and re-split runs of the trainer, beside TRL's and beside padded ones."""
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import datasets
+import peft
+import pytest
+import transformers
+import trl
+
+from jaxtune import SFTConfig, SFTTrainer
+from tests.families import VARIANTS
+from tests.jaxtune.training.runs import SHARED, adapted, records_of, trainer_of
+from tests.oracles import Oracle, make_oracle
+from tests.tolerances import tolerance
+from tests.words import ragged_rows, word_tokenizer
+
+ROWS = 40
+# Eight rows of at most 14 tokens: three micro-batches of 28 are enough.
+WINDOW = {"gradient_accumulation_steps": 4}
+
+
+@pytest.fixture(scope="module")
+def oracle(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    return make_oracle(VARIANTS[0], tmp_path_factory.mktemp("packing"), initializer_range=0.3)
+
+
+def trl_records(oracle: Oracle, folder: Path, **options: Any) -> list[dict[str, float]]:
+    """Records of TRL's run. On a CPU it isolates packed documents by their positions."""
+    base = transformers.AutoModelForCausalLM.from_pretrained(oracle.folder)
+    model = peft.PeftModel.from_pretrained(base, oracle.adapter_folder, is_trainable=True)
+    args = trl.SFTConfig(
+        **{**SHARED, **options},
+        output_dir=str(folder),
+        use_cpu=True,
+        bf16=False,
+        fp16=False,
+        gradient_checkpointing=False,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        loss_type="nll",
+        packing=True,
+    )
+    trainer = trl.SFTTrainer(
+        model=model,
+        args=args,
+        train_dataset=datasets.Dataset.from_list(ragged_rows(ROWS)),
+        processing_class=word_tokenizer(),
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train()
+    return [record for record in trainer.state.log_history if "loss" in record]
+
+
+def check_same(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> None:
+    assert len(ours) == len(theirs)
+    for mine, their in zip(ours, theirs, strict=True):
+        for key in ("loss", "grad_norm", "learning_rate", "epoch"):
+            limit = tolerance("float32", f"trl_{key}")
+            assert mine[key] == pytest.approx(float(their[key]), rel=limit, abs=1e-12), (mine, key)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"packing_strategy": "bfd", "max_length": 40},
+        pytest.param({"packing_strategy": "bfd_split", "max_length": 12}, marks=[pytest.mark.slow]),
+    ],
+    ids=lambda options: options["packing_strategy"],
+)
+def test_a_packed_run_is_that_of_trl(
+    options: dict[str, Any], oracle: Oracle, tmp_path: Path
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TRL's own run; nothing of ours warns here
+        theirs = trl_records(oracle, tmp_path, **options)
+    trainer = trainer_of(adapted(oracle), rows=ROWS, packing=True, **options)
+    trainer.train()
+    check_same(records_of(trainer), theirs)
+
+
+@pytest.fixture(scope="module")
+def padded_run(oracle: Oracle) -> SFTTrainer:
+    trainer = trainer_of(adapted(oracle), resplit=False, **WINDOW)
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("resplit", {}),
+        pytest.param("flat", {"padding_free": True, "resplit": False}, marks=pytest.mark.slow),
+    ],
+)
+def test_numbers_are_those_of_the_padded_run(
+    kind: str, options: dict[str, Any], oracle: Oracle, padded_run: SFTTrainer
+) -> None:
+    trainer = trainer_of(adapted(oracle), **WINDOW, **options)
+    assert trainer._plan().kind == kind
+    trainer.train()
+    check_same(records_of(trainer), records_of(padded_run))
+    for name in ("epoch", "num_input_tokens_seen", "total_flos", "max_steps"):
+        assert getattr(trainer.state, name) == getattr(padded_run.state, name)
+
+
+@pytest.mark.slow
+def test_wrapped_rows_are_full_and_lose_nothing(oracle: Oracle) -> None:
+    """And each piece is a document: TRL's rows let it see those before it."""
+    trainer = trainer_of(
+        adapted(oracle),
+        rows=ROWS,
+        packing=True,
+        packing_strategy="wrapped",
+        max_steps=-1,
+        num_train_epochs=1,
+    )
+    trainer.train()
+    tokens = sum(len(row) for row in trainer.train_dataset.rows)
+    assert trainer.state.num_input_tokens_seen == tokens
+    assert trainer.state.global_step == math.ceil(math.ceil(tokens / 14) / 4)
+    assert not trainer.train_dataset.truncated
+
+
+def test_the_argument_overrides_the_option(oracle: Oracle) -> None:
+    model = adapted(oracle)
+    for option, argument, kind in ((False, True, "packed"), (True, False, "padded")):
+        trainer = SFTTrainer(
+            model,
+            args=SFTConfig(packing=option, max_length=40, resplit=False),
+            train_dataset=ragged_rows(ROWS),
+            packing=argument,
+        )
+        assert trainer._plan().kind == kind
