@@ -19,8 +19,8 @@ from tests.tolerances import tolerance
 from tests.words import ragged_rows, word_tokenizer
 
 ROWS = 40
-# Eight rows of at most 14 tokens: three micro-batches of 28 are enough.
-WINDOW = {"gradient_accumulation_steps": 4}
+# All 13 rows, of at most 14 tokens: three micro-batches of 56 are enough.
+WINDOW = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,8 @@ def check_same(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> 
     for mine, their in zip(ours, theirs, strict=True):
         for key in ("loss", "grad_norm", "learning_rate", "epoch"):
             limit = tolerance("float32", f"trl_{key}")
-            assert mine[key] == pytest.approx(float(their[key]), rel=limit, abs=1e-12), (mine, key)
+            least = 5e-5 if key == "epoch" else 1e-12  # ours is rounded to four places
+            assert mine[key] == pytest.approx(float(their[key]), rel=limit, abs=least), (mine, key)
 
 
 @pytest.mark.parity
