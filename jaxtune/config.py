@@ -12,6 +12,7 @@ import dataclasses
 from typing import Literal
 
 Activation = Literal["silu", "gelu_pytorch_tanh"]
+PACKING_STRATEGIES = ("bfd", "bfd_split", "wrapped")  # what each does: `jaxtune.data.packing.pack`
 Remat = Literal["full", "none", "offload"]  # what each does: `jaxtune.models.run.run_layers`
 
 

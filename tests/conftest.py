@@ -14,6 +14,8 @@ if not Path("/dev/nvidiactl").exists():
 
 import jax
 
+from tests.repeats import repeats
+
 hypothesis.settings.register_profile(
     "jaxtune", deadline=None, max_examples=25, derandomize=True, print_blob=True
 )
@@ -46,8 +48,12 @@ def assets() -> Path:
     return folder
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
+    """Mark what repeats another test as slow, and skip what needs a GPU where there is none."""
+    for item in items:
+        if repeats(item.nodeid):
+            item.add_marker(pytest.mark.slow)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and jax.default_backend() != "gpu":
         for item in marked:

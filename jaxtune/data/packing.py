@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-STRATEGIES = ("bfd", "bfd_split", "wrapped")
+from jaxtune.config import PACKING_STRATEGIES
+
 # `datasets` maps so many rows at a time, and TRL packs each such batch on its own.
 GROUP = 1000
 
@@ -88,9 +89,9 @@ def pack(
     Raises:
       ValueError: An unknown strategy, or a capacity below 1.
     """
-    if strategy not in STRATEGIES:
+    if strategy not in PACKING_STRATEGIES:
         raise ValueError(
-            f"`packing_strategy` must be one of {', '.join(map(repr, STRATEGIES))}; got "
+            f"`packing_strategy` must be one of {', '.join(map(repr, PACKING_STRATEGIES))}; got "
             f"{strategy!r}. Pass 'bfd', which keeps documents whole."
         )
     if capacity < 1:

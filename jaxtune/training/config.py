@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtune.data.packing import STRATEGIES
+from jaxtune.config import PACKING_STRATEGIES
 from jaxtune.errors import NotBuiltYetError
 
 DEFAULT_WARMUP = 0.1  # of all steps
@@ -59,6 +59,8 @@ class SFTConfig:
       save_steps: Steps between two checkpoints; below 1 it is a share of all steps.
       save_total_limit: Checkpoints that are kept, the newest and the best; None: all.
       save_only_model: Leave out of them what only resuming needs.
+      fp16: A request for float16; the model's own dtype wins, and a line says so.
+      bf16: Likewise for bfloat16.
       seed: Of the data order, of dropout, and of an adapter that the trainer makes.
       disable_tqdm: No progress bar.
     """
@@ -95,6 +97,8 @@ class SFTConfig:
     save_steps: int | float = 500
     save_total_limit: int | None = None
     save_only_model: bool = False
+    fp16: bool = False
+    bf16: bool | None = None
     seed: int = 3407
     disable_tqdm: bool = False
 
@@ -125,9 +129,14 @@ class SFTConfig:
         for name in ("adam_beta1", "adam_beta2", "warmup_ratio", "label_smoothing_factor"):
             value = getattr(self, name)
             _check(name, value, value is None or 0 <= value < 1, "in [0, 1)")
-        if self.packing_strategy not in STRATEGIES:
+        if self.packing_strategy not in PACKING_STRATEGIES:
             raise ValueError(
-                f"`packing_strategy` must be one of {STRATEGIES}; got {self.packing_strategy!r}."
+                f"`packing_strategy` must be one of {PACKING_STRATEGIES}; got "
+                f"{self.packing_strategy!r}."
+            )
+        if self.fp16 and self.bf16:
+            raise ValueError(
+                "`fp16` and `bf16` ask for two dtypes; got both. Pass one of them, or neither."
             )
         self._check_saving()
 

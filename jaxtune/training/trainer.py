@@ -443,6 +443,12 @@ class SFTTrainer:
         )
         if resumed is not None:
             log.write(f"jaxtune: {resumed} is resumed at step {self.state.global_step:,}")
+        for asked, name in ((args.fp16, "float16"), (args.bf16, "bfloat16")):
+            if asked and self.model.dtype != name:
+                log.write(
+                    f"jaxtune: {name} was asked for; the model has {self.model.dtype}, and is "
+                    "trained in it (from_pretrained(dtype=...) decides)"
+                )
         layout = describe(plan)
         if layout is not None:
             log.write(f"jaxtune: {layout}")

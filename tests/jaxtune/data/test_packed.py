@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxtune.config import PACKING_STRATEGIES as STRATEGIES
 from jaxtune.data.batch import IGNORE
 from jaxtune.data.packed import micro_batches
-from jaxtune.data.packing import STRATEGIES, pack
+from jaxtune.data.packing import pack
 from jaxtune.data.rows import TokenizedRows
 
 ROWS = [[5, 0, 7, 2], [9], [3, 0, 2]]

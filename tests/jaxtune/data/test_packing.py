@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trl.data_utils import pack_dataset
 
-from jaxtune.data.packing import GROUP, STRATEGIES, best_fit, one_a_bin, pack
+from jaxtune.config import PACKING_STRATEGIES as STRATEGIES
+from jaxtune.data.packing import GROUP, best_fit, one_a_bin, pack
 
 LENGTHS = st.lists(st.integers(0, 70), max_size=40)
 

@@ -227,3 +227,9 @@ def test_options_are_frozen_and_by_name():
         SFTConfig("outputs")
     with pytest.raises(TypeError, match="unexpected keyword argument 'learning_rat'"):
         SFTConfig(learning_rat=1e-4)
+
+
+def test_two_dtypes_are_one_too_many():
+    with pytest.raises(ValueError, match="`fp16` and `bf16` ask for two dtypes"):
+        SFTConfig(fp16=True, bf16=True)
+    assert SFTConfig(fp16=True, bf16=False).fp16

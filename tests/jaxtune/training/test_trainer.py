@@ -346,3 +346,13 @@ def test_a_callback_of_transformers_and_the_control_that_it_returns_count(oracle
             return dataclasses.replace(control, should_training_stop=True)
 
     assert trainer_of(adapted(oracle), callbacks=[Stopper()]).train().global_step == 1
+
+
+def test_the_models_dtype_wins_and_a_line_says_so(
+    oracle: Oracle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = trainer_of(adapted(oracle), fp16=True, max_steps=1, disable_tqdm=False)
+    trainer.train()
+    printed = capsys.readouterr().out
+    assert "float16 was asked for; the model has float32, and is trained in it" in printed
+    assert trainer.model.dtype == "float32"

@@ -1,0 +1,50 @@
+"""Tests that the default selection leaves to the slow one, to stay within six minutes on two cores.
+
+Each repeats for another family, dtype or size what a test that stays shows, or starts processes or
+whole runs of its own. They carry the marker `slow`; CI runs them in a stage of their own.
+"""
+
+from fnmatch import fnmatch
+
+REPEATS = (
+    # Families: an untied Llama, Gemma 2 and 3, a windowed Mistral and Qwen3 stay, at one scale.
+    "tests/jaxtune/models/test_parity.py::*[[]llama-tied*",
+    "tests/jaxtune/models/test_parity.py::*[[]llama-biases*",
+    "tests/jaxtune/models/test_parity.py::*[[]gemma2-even*",
+    "tests/jaxtune/models/test_parity.py::*[[]mistral-no-window*",
+    "tests/jaxtune/models/test_parity.py::*[[]gemma-one-kv-head*",
+    "tests/jaxtune/models/test_parity.py::*[[]gemma3-multimodal*",
+    "tests/jaxtune/models/test_parity.py::*-0.02[]]",
+    "tests/jaxtune/models/test_sensitivity.py::test_a_perturbed_field_moves_the_logits*",
+    "tests/jaxtune/models/test_row_kernels.py::test_kernels_give*",
+    "tests/jaxtune/adapters/test_options.py::*[[]multimodal[]]",
+    "tests/jaxtune/adapters/test_options.py::*[[]regex[]]",
+    "tests/jaxtune/adapters/test_options.py::*[[]whole-norms[]]",
+    "tests/jaxtune/adapters/test_tied.py::*",
+    # Interpreted kernels in bfloat16: those of float32 stay.
+    "tests/pallas_kernels/*bfloat16*interpret*",
+    "tests/pallas_kernels/*interpret*bfloat16*",
+    "tests/pallas_kernels/attention/test_lowering.py::*float32*",
+    "tests/pallas_kernels/attention/test_block_ranges.py::test_with_any_segments*",
+    "tests/pallas_kernels/attention/test_block_ranges.py::test_packed_rows_with_padding*",
+    # Processes, real tokenizers, whole runs.
+    "tests/convert/test_quantized_form.py::test_a_weight_is_computed_once*",
+    "tests/jaxtune/data/test_chat_rows.py::*[[]gemma*",
+    "tests/jaxtune/data/test_chat_rows.py::*[[]llama3*",
+    "tests/jaxtune/data/test_chat_template_choice.py::*",
+    "tests/jaxtune/generation/test_sampling.py::test_both_tokens*",
+    "tests/jaxtune/optim/test_blockwise.py::*",
+    "tests/jaxtune/optim/test_decay.py::test_groups_of_an_adapter_with_all*",
+    "tests/jaxtune/test_merged_4bit.py::*",
+    "tests/jaxtune/training/test_embedding_rate.py::*",
+    "tests/jaxtune/training/test_full.py::test_five_steps*",
+    "tests/jaxtune/training/test_killed.py::*",
+    "tests/jaxtune/training/test_offload_check.py::*",
+    "tests/jaxtune/training/test_packing.py::*",
+    "tests/jaxtune/training/test_resume.py::*",
+)
+
+
+def repeats(name: str) -> bool:
+    """Whether a test, by its node id, is one of them."""
+    return any(fnmatch(name, pattern) for pattern in REPEATS)
