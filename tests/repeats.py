@@ -24,24 +24,33 @@ REPEATS = (
     # Interpreted kernels in bfloat16: those of float32 stay.
     "tests/pallas_kernels/*bfloat16*interpret*",
     "tests/pallas_kernels/*interpret*bfloat16*",
-    "tests/pallas_kernels/attention/test_lowering.py::*float32*",
     "tests/pallas_kernels/attention/test_block_ranges.py::test_with_any_segments*",
     "tests/pallas_kernels/attention/test_block_ranges.py::test_packed_rows_with_padding*",
+    # Lowering of every real shape: one of each op, on every card, stays in test_devices.py.
+    "tests/pallas_kernels/*/test_lowering.py::*",
+    "tests/pallas_kernels/attention/test_values.py::test_many_blocks*",
+    "tests/pallas_kernels/cross_entropy/test_transformations.py::*600_mb*",
     # Processes, real tokenizers, whole runs.
     "tests/convert/test_quantized_form.py::test_a_weight_is_computed_once*",
+    "tests/jaxtune/bench/test_run.py::*",
     "tests/jaxtune/data/test_chat_rows.py::*[[]gemma*",
     "tests/jaxtune/data/test_chat_rows.py::*[[]llama3*",
     "tests/jaxtune/data/test_chat_template_choice.py::*",
     "tests/jaxtune/generation/test_sampling.py::test_both_tokens*",
     "tests/jaxtune/optim/test_blockwise.py::*",
     "tests/jaxtune/optim/test_decay.py::test_groups_of_an_adapter_with_all*",
+    "tests/jaxtune/quickstart/test_own_model.py::*",
     "tests/jaxtune/test_merged_4bit.py::*",
     "tests/jaxtune/training/test_embedding_rate.py::*",
     "tests/jaxtune/training/test_full.py::test_five_steps*",
     "tests/jaxtune/training/test_killed.py::*",
+    "tests/jaxtune/training/test_micro_batches.py::*",
     "tests/jaxtune/training/test_offload_check.py::*",
     "tests/jaxtune/training/test_packing.py::*",
+    "tests/jaxtune/training/test_responses.py::*",
     "tests/jaxtune/training/test_resume.py::*",
+    "tests/jaxtune/training/test_saver.py::*",
+    "tests/perf/*",
 )
 
 
