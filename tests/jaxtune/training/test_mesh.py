@@ -36,7 +36,7 @@ def losses(mesh, batch):
     trainer.train()
     up = model.model.layers.mlp.up_proj
     placed = [len(a.sharding.device_set) for a in (up.weight[...], up.lora_A[...])]
-    return [r["loss"] for r in trainer.state.log_history[:-1]], [*placed, model.model.row_kernels]
+    return [r["loss"] for r in trainer.state.log_history[:-1]], [*placed, model.model.split_kernels]
 
 mesh = jax.make_mesh((2,), ("data",))
 print(json.dumps([losses(None, 4), losses(mesh, 2)]))
