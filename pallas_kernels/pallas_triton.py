@@ -77,6 +77,27 @@ def refuse_dtype(problem: Problem) -> str | None:
     return f"arrays must be float32, bfloat16 or float16; got {problem.dtype}"
 
 
+def instruction(name: str, x: jax.Array, dtype: str = "float32") -> jax.Array:
+    """One PTX instruction of each element, inside a compiled kernel.
+
+    Args:
+      name: Of the instruction, such as "rcp.rn.f32".
+      x: float32.
+      dtype: Of the result, "float32" or "int32".
+
+    Returns:
+      An array of x's shape.
+    """
+    (y,) = plt.elementwise_inline_asm(
+        f"{name} $0, $1;",
+        args=[x],
+        constraints={"float32": "=f,f", "int32": "=r,f"}[dtype],
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, dtype)],
+    )
+    return y
+
+
 def whole(array: jax.Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
     """A kernel's view of an array: all of it, so that the kernel finds its own places."""
     rank = len(array.shape)

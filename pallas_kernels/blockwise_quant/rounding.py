@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels.pallas_triton import plt
+from pallas_kernels.pallas_triton import instruction
 
 SMALLEST = 2.0**-126  # in place of an absmax of 0, whose reciprocal is none; below it XLA reads 0
 
@@ -19,11 +19,4 @@ def reciprocal(x: Float[Array, "..."], *, compiled: bool = False) -> Float[Array
     x = jnp.maximum(x, SMALLEST)
     if not compiled:
         return jax.lax.optimization_barrier(1 / x)
-    (inverse,) = plt.elementwise_inline_asm(
-        "rcp.rn.f32 $0, $1;",
-        args=[x],
-        constraints="=f,f",
-        pack=1,
-        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, jnp.float32)],
-    )
-    return inverse
+    return instruction("rcp.rn.f32", x)

@@ -7,11 +7,10 @@ bound it. In its use they are as good: every result is a share of 1, and is off 
 import math
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from pallas_kernels.pallas_triton import plt
+from pallas_kernels.pallas_triton import instruction
 
 LOG2_E = math.log2(math.e)
 
@@ -30,22 +29,11 @@ class Approximate:
         """e^x, 0 where that is no normal number."""
         if self.interpret:
             return jnp.exp2(x * LOG2_E)
-        return _instruction("ex2.approx.ftz.f32", x * LOG2_E)
+        return instruction("ex2.approx.ftz.f32", x * LOG2_E)
 
     def tanh(self, x: Array) -> Array:
         """1 - 2 / (e^(2 x) + 1)."""
         denominator = self.exp(2 * x) + 1
         if self.interpret:
             return 1 - 2 * (1 / denominator)
-        return 1 - 2 * _instruction("rcp.approx.ftz.f32", denominator)
-
-
-def _instruction(name: str, x: Array) -> Array:
-    (y,) = plt.elementwise_inline_asm(
-        f"{name} $0, $1;",
-        args=[x],
-        constraints="=f,f",
-        pack=1,
-        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, jnp.float32)],
-    )
-    return y
+        return 1 - 2 * instruction("rcp.approx.ftz.f32", denominator)

@@ -26,12 +26,14 @@ def forward(options: Options, inputs: Inputs) -> tuple[tuple[Float[Array, "*B _"
     with jax.named_scope("lora"):
         p = _inner(inputs)
     residuals = Residuals(inputs, p)
-    parts = _split(p, inputs.adapters)
     stacks = [weight for weight in inputs.weights if isinstance(weight, NF4)]
     # Where a copy of x beside p costs no more than the sums that it saves.
-    if len(stacks) == len(parts) and sum(stack.shape[1] for stack in stacks) >= x.shape[-1]:
+    if (
+        len(stacks) == len(inputs.weights)
+        and sum(stack.shape[1] for stack in stacks) >= x.shape[-1]
+    ):
         return _joined(options, inputs, stacks, p), residuals
-    outputs = []
+    outputs, parts = [], _split(p, inputs.adapters)
     for weight, adapter, part in zip(inputs.weights, inputs.adapters, parts, strict=True):
         y = x @ matrix_of(weight, inputs.layer, x, options.kernels).T
         with jax.named_scope("lora"):

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, UInt8
 from pallas_kernels.blockwise_quant.rounding import reciprocal
 from pallas_kernels.nf4.tables import CELLS, cells
 from pallas_kernels.nf4.triton import refuse
-from pallas_kernels.pallas_triton import backends, plt, refuse_dtype, whole
+from pallas_kernels.pallas_triton import backends, instruction, plt, refuse_dtype, whole
 
 CODES = 1024  # bytes of codes that a program writes: two tiles of 1,024 weights
 WARPS = 2
@@ -78,14 +78,7 @@ def truncated(x: Array, interpret: bool) -> Array:
     """The integer part of x in [0, 2^31), 0 for NaN; Pallas' own cast compares twice first."""
     if interpret:
         return jnp.nan_to_num(x).astype(jnp.int32)
-    (whole_part,) = plt.elementwise_inline_asm(
-        "cvt.rzi.u32.f32 $0, $1;",
-        args=[x],
-        constraints="=r,f",
-        pack=1,
-        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, jnp.int32)],
-    )
-    return whole_part
+    return instruction("cvt.rzi.u32.f32", x, "int32")
 
 
 BACKEND, INTERPRET = backends(forward, refuse, refuse_dtype)

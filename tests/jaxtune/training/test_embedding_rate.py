@@ -6,7 +6,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import optax
 import peft
@@ -28,6 +27,7 @@ from tests.jaxtune.training.runs import SHARED, adapted, records_of
 from tests.loaded import load_adapted, load_base
 from tests.oracles import Oracle, make_oracle
 from tests.tolerances import relative_error, tolerance
+from tests.trl_runs import run_trl
 from tests.words import ragged_rows, word_tokenizer
 
 VARIANT = {"untied": "llama-untied", "tied": "llama-tied-llama3-rope"}
@@ -69,28 +69,9 @@ def their_run(model: peft.PeftModel, folder: Path) -> trl.SFTTrainer:
     others = [p for n, p in model.named_parameters() if p.requires_grad and "lora_" in n]
     groups = [{"params": others}, {"params": matrices, "lr": OWN}]
     tx = torch.optim.AdamW(groups, SHARED["learning_rate"], weight_decay=SHARED["weight_decay"])
-    args = trl.SFTConfig(
-        **SHARED,
-        output_dir=str(folder),
-        use_cpu=True,
-        bf16=False,
-        fp16=False,
-        gradient_checkpointing=False,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        loss_type="nll",
+    return run_trl(
+        model, ragged_rows(13), word_tokenizer(), folder, optimizers=(tx, None), **SHARED
     )
-    trainer = trl.SFTTrainer(
-        model=model,
-        args=args,
-        train_dataset=datasets.Dataset.from_list(ragged_rows(13)),
-        processing_class=word_tokenizer(),
-        optimizers=(tx, None),
-    )
-    trainer.remove_callback(transformers.PrinterCallback)
-    trainer.train()
-    return trainer
 
 
 @pytest.mark.slow

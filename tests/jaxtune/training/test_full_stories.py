@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import torch
 import transformers
-import trl
 
 from jaxtune import FastLanguageModel, SFTConfig, SFTTrainer
 from tests.tolerances import relative_error, tolerance
+from tests.trl_runs import run_trl
 
 STEPS = 50
 OPTIONS: dict[str, Any] = {
@@ -53,27 +52,10 @@ def _one_thread() -> Iterator[None]:
 
 
 def their_losses(assets: Path, folder: Path) -> list[float]:
-    args = trl.SFTConfig(
-        **OPTIONS,
-        output_dir=str(folder),
-        use_cpu=True,
-        bf16=False,
-        fp16=False,
-        gradient_checkpointing=False,
-        report_to="none",
-        save_strategy="no",
-        loss_type="nll",
-    )
     source = assets / "stories260K"
-    trainer = trl.SFTTrainer(
-        model=transformers.AutoModelForCausalLM.from_pretrained(source, dtype="float32"),
-        args=args,
-        train_dataset=datasets.Dataset.from_list(rows_of(assets)),
-        processing_class=transformers.AutoTokenizer.from_pretrained(source),
-    )
-    trainer.remove_callback(transformers.PrinterCallback)
-    trainer.train()
-    return losses_of(trainer)
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype="float32")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    return losses_of(run_trl(model, rows_of(assets), tokenizer, folder, **OPTIONS))
 
 
 @pytest.mark.slow

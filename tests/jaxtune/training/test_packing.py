@@ -5,17 +5,16 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import datasets
 import peft
 import pytest
 import transformers
-import trl
 
 from jaxtune import SFTConfig, SFTTrainer
 from tests.families import VARIANTS
 from tests.jaxtune.training.runs import SHARED, adapted, records_of, trainer_of
 from tests.oracles import Oracle, make_oracle
 from tests.tolerances import tolerance
+from tests.trl_runs import run_trl
 from tests.words import ragged_rows, word_tokenizer
 
 ROWS = 40
@@ -32,27 +31,8 @@ def trl_records(oracle: Oracle, folder: Path, **options: Any) -> list[dict[str, 
     """Records of TRL's run. On a CPU it isolates packed documents by their positions."""
     base = transformers.AutoModelForCausalLM.from_pretrained(oracle.folder)
     model = peft.PeftModel.from_pretrained(base, oracle.adapter_folder, is_trainable=True)
-    args = trl.SFTConfig(
-        **{**SHARED, **options},
-        output_dir=str(folder),
-        use_cpu=True,
-        bf16=False,
-        fp16=False,
-        gradient_checkpointing=False,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        loss_type="nll",
-        packing=True,
-    )
-    trainer = trl.SFTTrainer(
-        model=model,
-        args=args,
-        train_dataset=datasets.Dataset.from_list(ragged_rows(ROWS)),
-        processing_class=word_tokenizer(),
-    )
-    trainer.remove_callback(transformers.PrinterCallback)
-    trainer.train()
+    options = {**SHARED, "packing": True, **options}
+    trainer = run_trl(model, ragged_rows(ROWS), word_tokenizer(), folder, **options)
     return [record for record in trainer.state.log_history if "loss" in record]
 
 

@@ -9,7 +9,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import optax
 import peft
@@ -27,6 +26,7 @@ from tests.jaxtune.training.runs import SHARED, adapted, records_of, trainer_of
 from tests.loaded import load_adapted, load_base
 from tests.oracles import Oracle, make_oracle
 from tests.tolerances import relative_error, tolerance
+from tests.trl_runs import run_trl
 from tests.words import ragged_rows, word_tokenizer
 
 
@@ -52,29 +52,17 @@ def trl_run(oracle: Oracle, folder: Path) -> trl.SFTTrainer:
     """TRL's trainer after the same run; 13 rows leave a remainder in each epoch."""
     base = transformers.AutoModelForCausalLM.from_pretrained(oracle.folder)
     model = peft.PeftModel.from_pretrained(base, oracle.adapter_folder, is_trainable=True)
-    args = trl.SFTConfig(
+    return run_trl(
+        model,
+        ragged_rows(13),
+        word_tokenizer(),
+        folder,
         **SHARED,
-        output_dir=str(folder),
-        use_cpu=True,
-        bf16=False,
-        fp16=False,
-        gradient_checkpointing=False,
-        report_to="none",
+        save_strategy="steps",
         save_steps=0.4,
         save_only_model=True,
-        disable_tqdm=True,
         lr_scheduler_type="cosine",
-        loss_type="nll",
     )
-    trainer = trl.SFTTrainer(
-        model=model,
-        args=args,
-        train_dataset=datasets.Dataset.from_list(ragged_rows(13)),
-        processing_class=word_tokenizer(),
-    )
-    trainer.remove_callback(transformers.PrinterCallback)
-    trainer.train()
-    return trainer
 
 
 @pytest.fixture(scope="module")
