@@ -83,7 +83,38 @@ def standardize_data_formats(
     return _with_column(dataset, convert, batch_size, num_proc)
 
 
-standardize_sharegpt = standardize_data_formats  # its older name
+def standardize_sharegpt(
+    dataset: Any,
+    tokenizer: Any = None,
+    aliases_for_system: Iterable[str] = _SYSTEM,
+    aliases_for_user: Iterable[str] = _USER,
+    aliases_for_assistant: Iterable[str] = _ASSISTANT,
+    batch_size: int = 1000,
+    num_proc: int | None = None,
+) -> Any:
+    """The older name of `standardize_data_formats`.
+
+    Args:
+      dataset: See there, as all others.
+      tokenizer: See there.
+      aliases_for_system: See there.
+      aliases_for_user: See there.
+      aliases_for_assistant: See there.
+      batch_size: See there.
+      num_proc: See there.
+
+    Returns:
+      The same kind of data set.
+    """
+    return standardize_data_formats(
+        dataset,
+        tokenizer,
+        aliases_for_system,
+        aliases_for_user,
+        aliases_for_assistant,
+        batch_size,
+        num_proc,
+    )
 
 
 def to_sharegpt(
