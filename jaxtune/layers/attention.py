@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -9,11 +10,12 @@ from jaxtyping import Array, Float
 from jaxtune.config import DecoderConfig
 from jaxtune.layers.cache import KVCache
 from jaxtune.layers.context import LayerContext
-from jaxtune.layers.linear import Linear, project
+from jaxtune.layers.linear import Linear, prepare, project
 from jaxtune.layers.norm import RMSNorm
 from jaxtune.layers.residuals import KEY, QUERY, VALUE, named
 from jaxtune.layers.rope import apply_rope
 from pallas_kernels import attention
+from pallas_kernels.lora_linear import Prepared
 
 
 class Attention(nnx.Module):
@@ -39,6 +41,13 @@ class Attention(nnx.Module):
         if config.norm.qk_norm:
             self.q_norm = RMSNorm(config.head_dim, config.norm, layers=layers, dtype=dtype)
             self.k_norm = RMSNorm(config.head_dim, config.norm, layers=layers, dtype=dtype)
+
+    def prepare(
+        self, dtype: DTypeLike, *, adapters: bool, dropout_key: jax.Array | None
+    ) -> dict[int, Prepared]:
+        """The adapters of all layers; see `jaxtune.layers.linear.prepare`."""
+        ready = functools.partial(prepare, dtype=dtype, adapters=adapters, dropout_key=dropout_key)
+        return ready((self.q_proj, self.k_proj, self.v_proj), 0) | ready((self.o_proj,), 3)
 
     def __call__(
         self, x: Float[Array, "B T D"], context: LayerContext

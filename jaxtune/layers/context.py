@@ -1,12 +1,14 @@
 """What a layer needs besides its weights and its input."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 from jaxtyping import Array, Float, Int
 
 from jaxtune.config import LayerSpec
 from jaxtune.layers.cache import KVCache
+from pallas_kernels.lora_linear import Prepared
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,8 @@ class LayerContext:
       kernels: Backend request handed to every op.
       row_kernels: That of the ops on activations alone: norms and the gated activation.
       split_kernels: That of the LoRA products: rows may be split over devices.
+      prepared: Adapters of all layers as their products read them, by the number of the first
+        projection of each group in its block; see `jaxtune.layers.linear.prepare`.
       named_kept: The backward pass finds what has a name (the plan "none").
     """
 
@@ -40,4 +44,5 @@ class LayerContext:
     kernels: str
     row_kernels: str
     split_kernels: str
+    prepared: Mapping[int, Prepared]
     named_kept: bool

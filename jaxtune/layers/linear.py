@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxtune.layers.context import LayerContext
 from jaxtune.layers.variables import Frozen, weight_of
 from pallas_kernels import frozen_linear, lora_linear
-from pallas_kernels.lora_linear import Adapter
+from pallas_kernels.lora_linear import Adapter, Prepared, prepare_adapters
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,9 +91,10 @@ class Linear(nnx.Module):
             return x @ weight.astype(x.dtype).T
         return frozen_linear(x, weight, layer=context.layer, backend=context.kernels)
 
-    def adapter(self, lora: LoraSpec, context: LayerContext) -> Adapter:
-        """A, B and this layer's scale."""
-        scale = jnp.asarray(lora.scales, jnp.float32)[context.layer]
+    def adapter(self, lora: LoraSpec, layer: Int[Array, ""] | int | None) -> Adapter:
+        """A, B and this layer's scale, or for None those of all layers."""
+        scale = jnp.asarray(lora.scales, jnp.float32)
+        scale = scale if layer is None else scale[layer]
         return Adapter(self.lora_A[...], self.lora_B[...], scale)
 
     def with_bias(self, y: Float[Array, "B T O"]) -> Float[Array, "B T O"]:
@@ -106,8 +107,6 @@ def project(
 ) -> list[Float[Array, "B T O"]]:
     """Apply projections to one input, which their LoRA branches read together where they can.
 
-    Without dropout, that is: each projection has a mask of its own.
-
     Args:
       linears: Of the same input width. The base of an adapted one is frozen.
       x: Their input, [B, T, I].
@@ -117,19 +116,68 @@ def project(
     Returns:
       Their outputs.
     """
+    outputs: list[Float[Array, "B T O"]] = []
+    for slot, some in _calls(linears, first_slot, context.adapters, context.dropout_key):
+        outputs += _project_together(some, x, context, slot)
+    return outputs
+
+
+def prepare(
+    linears: Sequence[Linear],
+    first_slot: int,
+    dtype: DTypeLike,
+    *,
+    adapters: bool,
+    dropout_key: jax.Array | None,
+) -> dict[int, Prepared]:
+    """Adapters of stacked projections as `project` reads them, by the first slot of each call.
+
+    Args:
+      linears: As in `project`, of all layers.
+      first_slot: Likewise.
+      dtype: Of their input.
+      adapters: As in `LayerContext`.
+      dropout_key: Likewise; only whether there is one counts.
+    """
+    calls = _calls(linears, first_slot, adapters, dropout_key)
+    prepared = {}
+    for slot, some in calls:
+        stacks = [m.adapter(m.lora, None) for m in some if m.lora is not None and adapters]
+        if stacks:
+            prepared[slot] = prepare_adapters(stacks, dtype)
+    return prepared
+
+
+def _calls(
+    linears: Sequence[Linear], first_slot: int, adapters: bool, dropout_key: jax.Array | None
+) -> list[tuple[int, Sequence[Linear]]]:
+    """Which projections share a call, each with its first slot: all of them, or none with another.
+
+    Under dropout, that is, where each projection has a mask of its own, and where some have no
+    adapter.
+    """
+    adapted = [m.lora for m in linears if m.lora is not None and adapters]
+    dropping = dropout_key is not None and any(lora.dropout > 0 for lora in adapted)
+    if dropping or len(adapted) < len(linears):
+        return [(first_slot + number, [linear]) for number, linear in enumerate(linears)]
+    return [(first_slot, linears)]
+
+
+def _project_together(
+    linears: Sequence[Linear], x: Float[Array, "B T I"], context: LayerContext, slot: int
+) -> list[Float[Array, "B T O"]]:
+    """Apply the projections of one call."""
     adapted = [(m, m.lora) for m in linears if m.lora is not None and context.adapters]
-    dropping = context.dropout_key is not None and any(lora.dropout > 0 for _, lora in adapted)
-    if len(linears) > 1 and (dropping or len(adapted) < len(linears)):
-        slots = range(first_slot, first_slot + len(linears))
-        return [linear(x, context, slot) for linear, slot in zip(linears, slots, strict=True)]
     if not adapted:
         return [linear.with_bias(linear.base(x, context)) for linear in linears]
+    dropping = context.dropout_key is not None and adapted[0][1].dropout > 0
     outputs = lora_linear(
         x,
         [weight_of(linear, context.adapters) for linear in linears],
-        [linear.adapter(lora, context) for linear, lora in adapted],
+        [linear.adapter(lora, context.layer) for linear, lora in adapted],
         layer=context.layer,
-        dropped=_dropped(adapted[0][1], x, context, first_slot) if dropping else None,
+        dropped=_dropped(adapted[0][1], x, context, slot) if dropping else None,
+        prepared=context.prepared[slot],
         backend=context.split_kernels,
         dequantizer=context.kernels,
     )

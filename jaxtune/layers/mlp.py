@@ -2,15 +2,17 @@
 
 import functools
 
+import jax
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxtune.config import DecoderConfig
 from jaxtune.layers.context import LayerContext
-from jaxtune.layers.linear import Linear, project
+from jaxtune.layers.linear import Linear, prepare, project
 from jaxtune.layers.residuals import GATE, UP, named
 from pallas_kernels import glu
+from pallas_kernels.lora_linear import Prepared
 
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}  # the op's names
 
@@ -29,6 +31,13 @@ class MLP(nnx.Module):
         self.gate_proj = linear(config.hidden_size, config.intermediate_size)
         self.up_proj = linear(config.hidden_size, config.intermediate_size)
         self.down_proj = linear(config.intermediate_size, config.hidden_size)
+
+    def prepare(
+        self, dtype: DTypeLike, *, adapters: bool, dropout_key: jax.Array | None
+    ) -> dict[int, Prepared]:
+        """The adapters of all layers; see `jaxtune.layers.linear.prepare`."""
+        ready = functools.partial(prepare, dtype=dtype, adapters=adapters, dropout_key=dropout_key)
+        return ready((self.gate_proj, self.up_proj), 4) | ready((self.down_proj,), 6)
 
     def __call__(self, x: Float[Array, "B T D"], context: LayerContext) -> Float[Array, "B T D"]:
         """Apply one layer's MLP."""

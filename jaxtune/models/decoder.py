@@ -23,6 +23,7 @@ from jaxtune.layers.rope import rope_tables
 from jaxtune.layers.variables import weight_of
 from jaxtune.models.carried import Carried
 from jaxtune.models.run import Remat, run_layers
+from pallas_kernels.lora_linear import Prepared
 
 
 class Block(nnx.Module):
@@ -45,6 +46,14 @@ class Block(nnx.Module):
         if self.sandwich:
             self.pre_feedforward_layernorm = norm()
             self.post_feedforward_layernorm = norm()
+
+    def prepare(
+        self, dtype: DTypeLike, *, adapters: bool, dropout_key: jax.Array | None
+    ) -> dict[int, Prepared]:
+        """The adapters of all layers as `LayerContext.prepared` holds them."""
+        return self.self_attn.prepare(
+            dtype, adapters=adapters, dropout_key=dropout_key
+        ) | self.mlp.prepare(dtype, adapters=adapters, dropout_key=dropout_key)
 
     def __call__(
         self, x: Float[Array, "B T D"], context: LayerContext
@@ -145,6 +154,9 @@ class Decoder(nnx.Module):
         if cache is not None and segment_ids is not None:
             cache = cache.admit(segment_ids)
 
+        # Once for all layers: what a layer does itself, every layer of both passes does.
+        prepared = self.layers.prepare(x.dtype, adapters=adapters, dropout_key=dropout_key)
+
         def layer(
             block: Block, x: jax.Array, cache: KVCache | None, index: jax.Array, place: int
         ) -> tuple[jax.Array, KVCache | None]:
@@ -163,6 +175,7 @@ class Decoder(nnx.Module):
                 kernels=self.kernels,
                 row_kernels=self.row_kernels,
                 split_kernels=self.split_kernels,
+                prepared=prepared,
                 named_kept=self.remat == "none",
             )
             return block(x, context)

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
-from pallas_kernels.lora_linear.contract import Adapter, Inputs
+from pallas_kernels.lora_linear.contract import Adapter, Weight
 from pallas_kernels.nf4.quantize import quantize_nf4
 
 
@@ -49,6 +51,8 @@ ODD_CASES = (
     Case(name="dense", M=37, I=24, O=(10,), R=(3,), four_bits=False),
     Case(name="dense_group", M=37, I=24, O=(10, 7), R=(3, 5), four_bits=False, dropout=True),
     Case(name="joined", M=37, I=64, O=(96, 128), R=(3, 5)),
+    Case(name="joined_twice", M=37, I=192, O=(96, 128), R=(3, 5)),
+    Case(name="joined_back", M=19, I=192, O=(96,), R=(20,)),
     Case(name="joined_dropout", M=19, I=64, O=(96, 2), R=(16, 1), dropout=True),
     Case(name="narrow", M=19, I=192, O=(10,), R=(4,)),
     Case(name="several_strips", M=70, I=64, O=(300,), R=(20,)),
@@ -56,7 +60,16 @@ ODD_CASES = (
 )
 
 
-def make_inputs(case: Case, dtype: str, normal: Callable[[tuple[int, ...]], ArrayLike]) -> Inputs:
+class Drawn(NamedTuple):
+    """Arguments of one call; see `lora_linear`."""
+
+    x: Float[Array, "M I"]
+    dropped: Float[Array, "M I"] | None
+    weights: tuple[Weight, ...]
+    adapters: tuple[Adapter, ...]
+
+
+def make_inputs(case: Case, dtype: str, normal: Callable[[tuple[int, ...]], ArrayLike]) -> Drawn:
     """Make the arrays of a case; A and B are float32, as they are trained."""
     x = jnp.asarray(normal((case.M, case.I)), dtype)
     weights, adapters = [], []
@@ -69,4 +82,4 @@ def make_inputs(case: Case, dtype: str, normal: Callable[[tuple[int, ...]], Arra
     dropped = None
     if case.dropout:
         dropped = jnp.where(jnp.asarray(normal(x.shape)) > 0, 2 * x, 0).astype(dtype)
-    return Inputs(x, dropped, tuple(weights), tuple(adapters), jnp.int32(0))
+    return Drawn(x, dropped, tuple(weights), tuple(adapters))

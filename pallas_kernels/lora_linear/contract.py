@@ -24,6 +24,18 @@ class Adapter(NamedTuple):
     scale: Float[Array, ""]
 
 
+class Prepared(NamedTuple):
+    """The adapters of a group as its products read them, of all layers, in the compute dtype.
+
+    Attributes:
+      a: s_j A_j below each other, [L, sum of r, I].
+      b: B_j below each other, and zero columns up to the largest r, [L, sum of O, R].
+    """
+
+    a: Float[Array, "L _ I"]
+    b: Float[Array, "L O R"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Static arguments of one call.
@@ -42,15 +54,19 @@ class Inputs(NamedTuple):
       x: What the weights multiply, [..., I].
       dropped: What the A's multiply, [..., I]; None: x.
       weights: Frozen, one a projection.
-      adapters: One a projection.
+      adapters: One a projection; their gradients are asked for, their values are in `prepared`.
+      prepared: The adapters again.
       layer: Index into the weights that are stacks.
+      place: Index into `prepared`.
     """
 
     x: Float[Array, "*B I"]
     dropped: Float[Array, "*B I"] | None
     weights: tuple[Weight, ...]
     adapters: tuple[Adapter, ...]
+    prepared: Prepared
     layer: Int[Array, ""]
+    place: Int[Array, ""]
 
 
 class Residuals(NamedTuple):
@@ -58,8 +74,8 @@ class Residuals(NamedTuple):
 
     Attributes:
       inputs: Of the call; of x and `dropped` only what the A's multiplied is read.
-      p: s z A^T of all projections side by side, [..., R].
+      p: s z A^T of all projections side by side, [..., sum of r].
     """
 
     inputs: Inputs
-    p: Float[Array, "*B R"]
+    p: Float[Array, "*B _"]

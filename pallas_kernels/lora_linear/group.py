@@ -3,124 +3,221 @@
 import functools
 import itertools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from pallas_kernels.lora_linear.base import matrix_of
 from pallas_kernels.lora_linear.contract import Adapter, Inputs, Options, Residuals
-from pallas_kernels.nf4.api import dequantize_nf4
-from pallas_kernels.nf4.contract import NF4
+from pallas_kernels.nf4.api import dequantize_group
+from pallas_kernels.nf4.contract import NF4, Beside
 
-# From dy [..., O], B [O, r] and p [..., r]: dy B [..., r] and dy^T p [O, r], both float32.
-Slopes = Callable[[Array, Array, Array], tuple[Array, Array]]
+# Projections together at most so many times as wide as x are one product: the compiler would join
+# those of narrow ones too, by a copy of the weights. Wide ones gain nothing.
+NARROW = 2
 
-ALIGNED = 16  # columns; rows of a product's operands begin at multiples of 32 bytes
+# Rows of wide arrays begin at multiples of so many 16-bit numbers, 128 bytes: what memory and the
+# products' tiles are cut into.
+ALIGNED = 64
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where one projection stands in its group: its rows of B, and its columns of A^T.
+
+    Attributes:
+      row: Its first row.
+      rows: O.
+      column: Its first column.
+      rank: r.
+    """
+
+    row: int
+    rows: int
+    column: int
+    rank: int
+
+    def of_rows(self, array: Array) -> Array:
+        """Its share of an array whose first axis is that of B."""
+        return array[self.row : self.row + self.rows]
+
+    def of_columns(self, array: Array) -> Array:
+        """Its share of an array whose last axis is that of A^T."""
+        return array[..., self.column : self.column + self.rank]
+
+
+# From the dys, the same side by side or None, B [sum of O, R], p [..., sum of r] and the parts:
+# all dy_j B_j [..., r_j], and every dy_j^T p_j [O_j, r_j], all float32.
+Slopes = Callable[
+    [Sequence[Array], Array | None, Array, Array, Sequence[Part]], tuple[list[Array], list[Array]]
+]
 
 
 def forward(options: Options, inputs: Inputs) -> tuple[tuple[Float[Array, "*B _"], ...], Residuals]:
     """y_j for every projection, and what `backward` needs."""
-    x = inputs.x
+    x, stacks, parts = inputs.x, _stacks(inputs), _parts(inputs)
     with jax.named_scope("lora"):
-        p = _inner(inputs)
-    residuals = Residuals(inputs, p)
-    stacks = [weight for weight in inputs.weights if isinstance(weight, NF4)]
+        z = x if inputs.dropped is None else inputs.dropped
+        a = _at(inputs, inputs.prepared.a)
+        p = jnp.matmul(z, a.T, preferred_element_type=_wide(z)).astype(z.dtype)
     # Where a copy of x beside p costs no more than the sums that it saves.
-    if (
-        len(stacks) == len(inputs.weights)
-        and sum(stack.shape[1] for stack in stacks) >= x.shape[-1]
-    ):
-        return _joined(options, inputs, stacks, p), residuals
-    outputs, parts = [], _split(p, inputs.adapters)
-    for weight, adapter, part in zip(inputs.weights, inputs.adapters, parts, strict=True):
+    if stacks is not None and inputs.prepared.b.shape[1] >= x.shape[-1]:
+        return _joined(options, inputs, stacks, p), Residuals(inputs, p)
+    outputs, b = [], _at(inputs, inputs.prepared.b)
+    for weight, part in zip(inputs.weights, parts, strict=True):
         y = x @ matrix_of(weight, inputs.layer, x, options.kernels).T
         with jax.named_scope("lora"):
-            outputs.append(y + part @ adapter.b.astype(x.dtype).T)
-    return tuple(outputs), residuals
+            outputs.append(y + part.of_columns(p) @ part.of_rows(b)[:, : part.rank].T)
+    return tuple(outputs), Residuals(inputs, p)
+
+
+def _joined(
+    options: Options, inputs: Inputs, stacks: Sequence[NF4], p: Float[Array, "*B _"]
+) -> tuple[Float[Array, "*B _"], ...]:
+    """The products [y_0, y_1, ...] = [x, p] [W, B]^T."""
+    x, b, parts = inputs.x, inputs.prepared.b, _parts(inputs)
+    extra = _extra(p)
+    with jax.named_scope("lora"):
+        wide = jnp.concatenate([x, _to_width(p, extra)], axis=-1)
+    # Each weight with its part of the group.
+    pairs = list(zip(stacks, parts, strict=True))
+    narrow = b.shape[1] <= NARROW * x.shape[-1]
+    outputs = []
+    for some in [pairs] if narrow else [[pair] for pair in pairs]:
+        with jax.named_scope("dequantize"):
+            beside = Beside(
+                b, inputs.place, some[0][1].row, tuple(part.column for _, part in some), extra
+            )
+            matrix = dequantize_group(
+                [stack for stack, _ in some],
+                inputs.layer,
+                x.dtype,
+                beside=beside,
+                backend=options.kernels,
+            )
+        ends = list(itertools.accumulate(part.rows for _, part in some))
+        outputs += jnp.split(wide @ matrix.T, ends[:-1], axis=-1)
+    return tuple(outputs)
 
 
 def backward(
     slopes: Slopes, options: Options, residuals: Residuals, dys: tuple[Array, ...]
 ) -> Inputs:
     """Cotangents of the inputs; None, JAX's zero, for what is frozen."""
-    inputs, adapters = residuals.inputs, residuals.inputs.adapters
+    inputs, parts = residuals.inputs, _parts(residuals.inputs)
     z = inputs.x if inputs.dropped is None else inputs.dropped
+    a, b = _at(inputs, inputs.prepared.a), _at(inputs, inputs.prepared.b)
+    stacks = _stacks(inputs) if inputs.dropped is None else None
+    # Where a copy of the dys beside q costs no more than the sums that it saves.
+    joins = b.shape[0] <= z.shape[-1] * (len(dys) + 1)
+    extra, wide = _extra(residuals.p), None
     with jax.named_scope("lora"):
-        parts = _split(residuals.p, adapters)
-        pairs = [
-            slopes(dy, adapter.b.astype(dy.dtype), part)
-            for dy, adapter, part in zip(dys, adapters, parts, strict=True)
-        ]
-        q = (jnp.concatenate([q for q, _ in pairs], axis=-1) * _scales(adapters)).astype(z.dtype)
-        das = _split(_contract(q, z).T, adapters)
-        dz = q @ _stacked(adapters, z)
+        if stacks is not None and joins and len(dys) > 1:
+            room = jnp.zeros((*z.shape[:-1], extra), z.dtype)
+            wide = jnp.concatenate([*dys, room], axis=-1)
+        qs, dbs = slopes(dys, wide, b, residuals.p, parts)
+        q = jnp.concatenate(qs, axis=-1).astype(z.dtype)
+        da = _contract(q, z)
+        if wide is not None:  # in place: nobody reads it without q any more
+            wide = wide.at[..., b.shape[0] :].set(_to_width(q, extra))
+        elif stacks is not None and joins:
+            wide = jnp.concatenate([*dys, _to_width(q, extra)], axis=-1)
+    if wide is not None and stacks is not None:
+        dx, dz = _joined_back(options, inputs, stacks, wide, a), None
+    else:
+        dx, dz = _summed_back(options, inputs, dys, q @ a)
+    gradients = tuple(
+        Adapter(
+            (adapter.scale * da[part.column : part.column + part.rank]).astype(adapter.a.dtype),
+            db.astype(adapter.b.dtype),
+            None,  # pyrefly: ignore[bad-argument-type]
+        )
+        for adapter, part, db in zip(inputs.adapters, parts, dbs, strict=True)
+    )
+    # None is JAX's zero cotangent; Inputs types primals.
+    return Inputs(dx, dz, None, gradients, None, None, None)  # pyrefly: ignore[bad-argument-type]
+
+
+def _joined_back(
+    options: Options,
+    inputs: Inputs,
+    stacks: Sequence[NF4],
+    wide: Float[Array, "*B _"],
+    a: Float[Array, "_ I"],
+) -> Float[Array, "*B I"]:
+    """The product dx = [dy_0, ..., q] [W_0; ...; A]."""
+    rows = sum(stack.shape[1] for stack in stacks)
+    extra = wide.shape[-1] - rows
+    with jax.named_scope("dequantize"):
+        matrix = dequantize_group(
+            stacks, inputs.layer, wide.dtype, below=extra, backend=options.kernels
+        )
+        # What is below has no value yet, and a zero of q times it could be no zero.
+        matrix = matrix.at[rows:].set(jnp.pad(a, ((0, extra - a.shape[0]), (0, 0))))
+    return wide @ matrix
+
+
+def _summed_back(
+    options: Options, inputs: Inputs, dys: Sequence[Array], dz: Float[Array, "*B I"]
+) -> tuple[Float[Array, "*B I"], Float[Array, "*B I"] | None]:
+    """The sum dx of all dy_j W_j, and of dz unless that belongs to another input."""
     terms = [
         dy @ matrix_of(weight, inputs.layer, dy, options.kernels)
         for dy, weight in zip(dys, inputs.weights, strict=True)
     ]
-    if inputs.dropped is None:
-        terms, dz = [*terms, dz], None
-    dx = functools.reduce(operator.add, terms)
-    gradients = tuple(
-        Adapter(da.T.astype(adapter.a.dtype), db.astype(adapter.b.dtype), None)  # pyrefly: ignore
-        for adapter, da, (_, db) in zip(adapters, das, pairs, strict=True)
-    )
-    # None is JAX's zero cotangent; Inputs types primals.
-    return Inputs(dx, dz, None, gradients, None)  # pyrefly: ignore[bad-argument-type]
+    if inputs.dropped is not None:
+        return functools.reduce(operator.add, terms), dz
+    return functools.reduce(operator.add, [*terms, dz]), None
 
 
 def slopes(
-    dy: Float[Array, "*B O"], b: Float[Array, "O R"], p: Float[Array, "*B R"]
-) -> tuple[Float[Array, "*B R"], Float[Array, "O R"]]:
-    """The product dy B, and dy^T p; float32, float64 for float64."""
-    return jnp.matmul(dy, b, preferred_element_type=_wide(dy)), _contract(dy, p)
+    dys: Sequence[Float[Array, "*B _"]],
+    wide: Float[Array, "*B _"] | None,
+    b: Float[Array, "O R"],
+    p: Float[Array, "*B _"],
+    parts: Sequence[Part],
+) -> tuple[list[Float[Array, "*B _"]], list[Float[Array, "_ _"]]]:
+    """Every dy_j B_j, and every dy_j^T p_j; float32, float64 for float64."""
+    del wide
+    pairs = list(zip(dys, parts, strict=True))
+    qs = [
+        jnp.matmul(dy, part.of_rows(b)[:, : part.rank], preferred_element_type=_wide(dy))
+        for dy, part in pairs
+    ]
+    return qs, [_contract(dy, part.of_columns(p)) for dy, part in pairs]
 
 
-def _inner(inputs: Inputs) -> Float[Array, "*B R"]:
-    """All p_j side by side: one product reads z once."""
-    z = inputs.x if inputs.dropped is None else inputs.dropped
-    product = jnp.matmul(z, _stacked(inputs.adapters, z).T, preferred_element_type=_wide(z))
-    return (product * _scales(inputs.adapters)).astype(z.dtype)
+def _extra(p: Float[Array, "*B _"]) -> int:
+    """Columns that stand beside x or dy: as many as p or q has, and some of zeros."""
+    return p.shape[-1] + -p.shape[-1] % ALIGNED
 
 
-def _joined(
-    options: Options, inputs: Inputs, stacks: list[NF4], p: Float[Array, "*B R"]
-) -> tuple[Float[Array, "*B _"], ...]:
-    """The products y_j = [x, p, 0] [W_j, 0, B_j, 0]^T."""
-    x, ranks = inputs.x, [adapter.a.shape[0] for adapter in inputs.adapters]
-    extra = sum(ranks) + -sum(ranks) % ALIGNED
-    room = [(0, 0)] * (x.ndim - 1) + [(0, extra - sum(ranks))]
-    wide = jnp.concatenate([x, jnp.pad(p, room)], axis=-1)
-    outputs = []
-    ends = itertools.accumulate(ranks)
-    for weight, adapter, end in zip(stacks, inputs.adapters, ends, strict=True):
-        rank = adapter.a.shape[0]
-        beside = jnp.pad(adapter.b.astype(x.dtype), ((0, 0), (end - rank, extra - end)))
-        with jax.named_scope("dequantize"):
-            matrix = dequantize_nf4(
-                weight, inputs.layer, x.dtype, beside=beside, backend=options.kernels
-            )
-        outputs.append(wide @ matrix.T)
-    return tuple(outputs)
+def _to_width(p: Float[Array, "*B _"], width: int) -> Float[Array, "*B _"]:
+    """Add columns of zeros."""
+    return jnp.pad(p, [(0, 0)] * (p.ndim - 1) + [(0, width - p.shape[-1])])
 
 
-def _stacked(adapters: tuple[Adapter, ...], like: Array) -> Float[Array, "R I"]:
-    return jnp.concatenate([adapter.a.astype(like.dtype) for adapter in adapters])
+def _at(inputs: Inputs, stack: Float[Array, "L _ _"]) -> Float[Array, "_ _"]:
+    return lax.dynamic_index_in_dim(stack, inputs.place, keepdims=False)
 
 
-def _scales(adapters: tuple[Adapter, ...]) -> Float[Array, " R"]:
-    """The scale of every row of the stacked A."""
-    return jnp.concatenate(
-        [jnp.full(adapter.a.shape[0], adapter.scale, jnp.float32) for adapter in adapters]
-    )
+def _stacks(inputs: Inputs) -> list[NF4] | None:
+    """The weights if all are stacks of 4-bit ones."""
+    stacks = [weight for weight in inputs.weights if isinstance(weight, NF4)]
+    return stacks if len(stacks) == len(inputs.weights) else None
 
 
-def _split(p: Float[Array, "*B R"], adapters: tuple[Adapter, ...]) -> list[Array]:
-    """Columns of each adapter."""
-    ends = list(itertools.accumulate(adapter.a.shape[0] for adapter in adapters))
-    return jnp.split(p, ends[:-1], axis=-1)
+def _parts(inputs: Inputs) -> list[Part]:
+    parts, row, column = [], 0, 0
+    for adapter in inputs.adapters:
+        rows, rank = adapter.b.shape
+        parts.append(Part(row, rows, column, rank))
+        row, column = row + rows, column + rank
+    return parts
 
 
 def _contract(x: Float[Array, "*B K"], y: Float[Array, "*B N"]) -> Float[Array, "K N"]:

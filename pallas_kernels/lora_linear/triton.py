@@ -5,6 +5,7 @@ its share of dy B at every step. Both are summed over programs afterwards, in fl
 order.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,53 +16,92 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.dispatch import Problem
 from pallas_kernels.lora_linear import group
+from pallas_kernels.lora_linear.group import Part
 from pallas_kernels.pallas_triton import backends, plt, refuse_dtype, whole
 
 COLUMNS = 256  # of a program's strip
 TILE = 64  # rows of a step
 ROWS = 1024  # of a program
-WARPS, STAGES = 4, 3
+WARPS, STAGES = 4, 4
+PROGRAMS = 128  # below it, programs of half the rows
 MAXIMUM_RANK = 64  # the strip's sums must stay in registers
 WORTH_BYTES = 2**24  # below it the second read of dy costs less than the sums over programs
 
 
 def slopes(
-    dy: Float[Array, "*B O"],
+    dys: Sequence[Float[Array, "*B _"]],
+    wide: Float[Array, "*B _"] | None,
     b: Float[Array, "O R"],
-    p: Float[Array, "*B R"],
+    p: Float[Array, "*B _"],
+    parts: Sequence[Part],
     *,
     interpret: bool = False,
-) -> tuple[Float[Array, "*B R"], Float[Array, "O R"]]:
-    """The product dy B, and dy^T p; see `group.slopes`."""
-    if not interpret and dy.size * dy.dtype.itemsize < WORTH_BYTES:
-        return group.slopes(dy, b, p)
-    flat, rank = dy.reshape(-1, dy.shape[-1]), b.shape[1]
-    M, O = flat.shape
-    R = pl.next_power_of_2(max(rank, 16))  # a product's smallest side
-    strips, blocks = pl.cdiv(O, COLUMNS), pl.cdiv(M, ROWS)
-    room = ((0, 0), (0, R - rank))
-    operands = (flat, jnp.pad(b, room), jnp.pad(p.reshape(M, rank), room))
+) -> tuple[list[Float[Array, "*B _"]], list[Float[Array, "_ _"]]]:
+    """Every dy_j B_j and dy_j^T p_j; see `group.slopes`."""
+    if not interpret and sum(dy.nbytes for dy in dys) < WORTH_BYTES:
+        return group.slopes(dys, wide, b, p, parts)
+    if wide is not None:
+        qs, dbs = _strips(wide, b, p, parts, interpret)
+    else:
+        qs, dbs = [], []
+        for dy, part in zip(dys, parts, strict=True):
+            alone = Part(0, part.rows, part.column, part.rank)
+            some_qs, some_dbs = _strips(dy, part.of_rows(b), p, [alone], interpret)
+            qs, dbs = qs + some_qs, dbs + some_dbs
+    return [q.reshape(*p.shape[:-1], -1) for q in qs], dbs
+
+
+def _strips(
+    dy: Float[Array, "*B _"],
+    b: Float[Array, "O R"],
+    p: Float[Array, "*B _"],
+    parts: Sequence[Part],
+    interpret: bool,
+) -> tuple[list[Float[Array, "M _"]], list[Float[Array, "_ _"]]]:
+    """Every dy_j B_j and dy_j^T p_j of dys that stand side by side."""
+    flat, O = dy.reshape(-1, dy.shape[-1]), b.shape[0]
+    M = flat.shape[0]
+    R = pl.next_power_of_2(max(16, *(part.rank for part in parts)))  # a product's smallest side
+    p = p.reshape(M, -1)
+    # So that R columns can be read from each part's first.
+    missing = max(parts[-1].column + R - p.shape[1], 0)
+    b, p = jnp.pad(b, ((0, 0), (0, R - b.shape[1]))), jnp.pad(p, ((0, 0), (0, missing)))
+    operands = (flat, b, p)
+    counts = [pl.cdiv(part.rows, COLUMNS) for part in parts]
+    rows = _rows(M, sum(counts))
+    blocks = pl.cdiv(M, rows)
     out = (
-        jax.ShapeDtypeStruct((strips, M, R), jnp.float32),
+        jax.ShapeDtypeStruct((sum(counts), M, R), jnp.float32),
         jax.ShapeDtypeStruct((blocks, O, R), jnp.float32),
     )
     products, sums = pl.pallas_call(
-        partial(_kernel, M, O, R),
+        partial(_kernel, rows, tuple(parts)),
         out_shape=out,
-        grid=(strips, blocks),
+        grid=(sum(counts), blocks),
         in_specs=[whole(operand) for operand in operands],
         out_specs=tuple(whole(array) for array in out),
         compiler_params=plt.CompilerParams(num_warps=WARPS, num_stages=STAGES),
         interpret=interpret,
         name="lora_slopes",
     )(*operands)
-    return products.sum(0)[:, :rank].reshape(p.shape), sums.sum(0)[:, :rank]
+    total, first, qs = sums.sum(0), 0, []
+    for part, count in zip(parts, counts, strict=True):
+        qs.append(products[first : first + count].sum(0)[:, : part.rank])
+        first += count
+    return qs, [part.of_rows(total)[:, : part.rank] for part in parts]
+
+
+def _rows(M: int, strips: int) -> int:
+    """Rows of a program: `ROWS`, or fewer where few strips would leave multiprocessors idle."""
+    rows = ROWS
+    while rows > TILE and strips * pl.cdiv(M, rows) < PROGRAMS:
+        rows //= 2
+    return rows
 
 
 def _kernel(
-    M: int,
-    O: int,
-    R: int,
+    height: int,
+    parts: tuple[Part, ...],
     dy_ref: jax.Ref,
     b_ref: jax.Ref,
     p_ref: jax.Ref,
@@ -69,24 +109,41 @@ def _kernel(
     sums_ref: jax.Ref,
 ) -> None:
     strip, block = pl.program_id(0), pl.program_id(1)
-    columns, ranks = strip * COLUMNS + jnp.arange(COLUMNS), jnp.arange(R)
-    column_mask = (columns < O) if O % COLUMNS else None
+    M, R = dy_ref.shape[0], b_ref.shape[1]
+    row, column, end = _place(strip, parts)
+    columns, ranks = row + jnp.arange(COLUMNS), jnp.arange(R)
+    whole_strips = all(part.rows % COLUMNS == 0 for part in parts)
+    column_mask = None if whole_strips else (columns < end)
     b = _load(b_ref, columns, ranks, column_mask, None)
 
     def step(i: Array, sums: Array) -> Array:
-        rows = block * ROWS + i * TILE + jnp.arange(TILE)
-        row_mask = (rows < M) if M % ROWS else None
+        rows = block * height + i * TILE + jnp.arange(TILE)
+        row_mask = (rows < M) if M % height else None
         dy = _load(dy_ref, rows, columns, row_mask, column_mask)
-        p = _load(p_ref, rows, ranks, row_mask, None)
+        p = _load(p_ref, rows, column + ranks, row_mask, None)
         share = _dot(dy, b)
         mask = None if row_mask is None else row_mask[:, None]
-        plt.store(products_ref.at[strip, rows[:, None], ranks[None, :]], share, mask=mask)
+        place = products_ref.at[strip, rows[:, None], ranks[None, :]]
+        plt.store(place, share, mask=mask)
         return sums + _dot(dy.T, p)
 
     start = jnp.zeros((COLUMNS, R), jnp.float32)
-    sums = jax.lax.fori_loop(0, ROWS // TILE, step, start)
+    sums = jax.lax.fori_loop(0, height // TILE, step, start)
     mask = None if column_mask is None else column_mask[:, None]
     plt.store(sums_ref.at[block, columns[:, None], ranks[None, :]], sums, mask=mask)
+
+
+def _place(strip: Array, parts: tuple[Part, ...]) -> tuple[Array, Array, Array]:
+    """A strip's first column of dy, its projection's first column of p, and where that ends."""
+    place, first, before = [strip * COLUMNS, jnp.int32(0), jnp.int32(0)], 0, (0, 0, 0)
+    for part in parts:
+        here = (part.row - first * COLUMNS, part.column, part.row + part.rows)
+        reached = jnp.where(strip >= first, jnp.int32(1), jnp.int32(0)) if first else jnp.int32(1)
+        place = [
+            one + reached * (new - old) for one, new, old in zip(place, here, before, strict=True)
+        ]
+        first, before = first + pl.cdiv(part.rows, COLUMNS), here
+    return place[0], place[1], place[2]
 
 
 def _load(

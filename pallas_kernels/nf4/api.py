@@ -1,28 +1,24 @@
 """The public op: argument checks and the choice of the backend."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.dispatch import Backend, Problem, choose, current_device
 from pallas_kernels.nf4 import triton, xla
-from pallas_kernels.nf4.contract import NF4
+from pallas_kernels.nf4.contract import NF4, Beside
 
 BACKENDS: tuple[Backend, ...] = (triton.BACKEND, xla.BACKEND, triton.INTERPRET)
 
 
 def dequantize_nf4(
-    weight: NF4,
-    layer: int | Int[Array, ""],
-    dtype: DTypeLike,
-    *,
-    beside: Float[Array, "O E"] | None = None,
-    backend: str = "auto",
-) -> Float[Array, "O IE"]:
+    weight: NF4, layer: int | Int[Array, ""], dtype: DTypeLike, *, backend: str = "auto"
+) -> Float[Array, "O I"]:
     """One layer of a 4-bit stack as a dense matrix, bit-equal to bitsandbytes' value.
 
-    w_i = dtype(table[code_i] * absmax_{i // block}); see `NF4`. With `beside`: [w, beside], so that
-    one product with [x, p] gives x w^T + p beside^T.
+    w_i = dtype(table[code_i] * absmax_{i // block}); see `NF4`.
 
     It has no gradient: 4-bit weights are frozen. Call it inside a `custom_vjp`, or inside the body
     that is rematerialised, lest the result becomes a residual.
@@ -31,18 +27,60 @@ def dequantize_nf4(
       weight: The stack.
       layer: Index of the layer; may be traced.
       dtype: Of the result; the value is rounded to `weight.dtype` first.
-      beside: Columns that follow the weight's, of the result's dtype.
       backend: "auto", "xla", "triton" or "interpret".
 
     Returns:
-      [O, I], or [O, I + E].
+      [O, I].
 
     Raises:
       ValueError: The arrays do not fit each other.
       Unsupported: The forced backend is missing or cannot do this call.
     """
-    check_stack(weight)
-    problem = Problem(
+    return dequantize_group([weight], layer, dtype, backend=backend)
+
+
+def dequantize_group(
+    weights: Sequence[NF4],
+    layer: int | Int[Array, ""],
+    dtype: DTypeLike,
+    *,
+    beside: Beside | None = None,
+    below: int = 0,
+    backend: str = "auto",
+) -> Float[Array, "OB IE"]:
+    """One layer of several stacks of one width in one matrix; see `dequantize_nf4`.
+
+    With `beside`: [w, beside], so that one product with [x, p] gives x w^T + p beside^T.
+
+    Args:
+      weights: The stacks; their rows follow each other.
+      layer: Index into each; may be traced.
+      dtype: Of the result.
+      beside: Columns that follow the weights'.
+      below: Rows that follow theirs, for the caller to fill.
+      backend: "auto", "xla", "triton" or "interpret".
+
+    Returns:
+      [sum of O + below, I + E].
+
+    Raises:
+      ValueError: The arrays do not fit each other.
+      Unsupported: The forced backend is missing or cannot do this call.
+    """
+    extra = 0 if beside is None else beside.width
+    chosen = set()
+    for weight in weights:
+        check_stack(weight)
+        chosen.add(choose(backend, BACKENDS, _problem(weight, dtype, extra)))
+    # Weights that different backends would serve are plain JAX's together.
+    one = chosen.pop() if len(chosen) == 1 else xla.BACKEND
+    return one.forward(
+        tuple(weights), jnp.asarray(layer, jnp.int32), jnp.dtype(dtype), beside, below
+    )
+
+
+def _problem(weight: NF4, dtype: DTypeLike, extra: int) -> Problem:
+    return Problem(
         op="dequantize_nf4",
         device=current_device(),
         dtype=str(jnp.dtype(dtype)),
@@ -52,12 +90,10 @@ def dequantize_nf4(
             "O": weight.matrix[0],
             "I": weight.matrix[1],
             "block": weight.block,
-            "E": 0 if beside is None else beside.shape[1],
+            "E": extra,
         },
         options={"nested": weight.nested is not None},
     )
-    chosen = choose(backend, BACKENDS, problem)
-    return chosen.forward(weight, jnp.asarray(layer, jnp.int32), jnp.dtype(dtype), beside)
 
 
 def check_stack(weight: NF4) -> None:

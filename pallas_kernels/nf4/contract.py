@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from pallas_kernels.pytree import pytree
 
@@ -26,6 +27,25 @@ class NestedAbsmax:
     table: Float[Array, "256"]
     offset: Float[Array, " L"]
     block: int = 256
+
+
+class Beside(NamedTuple):
+    """E columns that follow the weights of a group in one matrix: each weight's own, and zeros.
+
+    Attributes:
+      stack: Of all layers, [L, O, R], of the matrix's dtype; the rows of the weights follow each
+        other.
+      layer: Index into it.
+      first_row: That of the group's first weight.
+      columns: For each weight, where its R columns begin; those beyond E are left out.
+      width: E.
+    """
+
+    stack: Float[Array, "L O R"]
+    layer: Int[Array, ""]
+    first_row: int
+    columns: tuple[int, ...]
+    width: int
 
 
 @pytree(data=("codes", "absmax", "table", "nested"), meta=("matrix", "dtype", "block"))

@@ -6,6 +6,7 @@ kernel moves), so the kernel takes the stack and the layer's index.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -15,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.dispatch import Problem
-from pallas_kernels.nf4.contract import NF4, NestedAbsmax
+from pallas_kernels.nf4.contract import NF4, Beside, NestedAbsmax
 from pallas_kernels.nf4.rounding import rounded_product
 from pallas_kernels.pallas_triton import backends, plt, whole
 
@@ -25,32 +26,80 @@ UNSAFE_BYTES = (2**31, 2**32)  # Triton's 32-bit offsets into a stack of this si
 
 
 def forward(
+    weights: Sequence[NF4],
+    layer: Int[Array, ""],
+    dtype: DTypeLike,
+    beside: Beside | None = None,
+    below: int = 0,
+    *,
+    interpret: bool = False,
+) -> Float[Array, "OB IE"]:
+    """One layer of each weight; see `xla.forward`. Each kernel writes its rows of one matrix."""
+    extra = 0 if beside is None else beside.width
+    width = weights[0].matrix[1] + extra
+    rows = sum(weight.matrix[0] for weight in weights) + below
+    matrix, first = None, 0
+    for number, weight in enumerate(weights):
+        place = Place(
+            first_row=first,
+            size=rows * width,
+            extra=extra,
+            beside_row=0 if beside is None else beside.first_row + first,
+            beside_column=0 if beside is None else beside.columns[number],
+        )
+        matrix = _write(weight, layer, dtype, beside, matrix, place, interpret)
+        first += weight.matrix[0]
+    return matrix.reshape(rows, width)  # pyrefly: ignore[missing-attribute]  one weight at least
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a weight stands in a matrix that may hold more.
+
+    Attributes:
+      first_row: Of the matrix.
+      size: Elements of the matrix.
+      extra: Columns that follow the weight's.
+      beside_row: Row of `Beside.stack` that follows the weight's first.
+      beside_column: Where in the further columns it begins.
+    """
+
+    first_row: int
+    size: int
+    extra: int
+    beside_row: int
+    beside_column: int
+
+
+def _write(
     weight: NF4,
     layer: Int[Array, ""],
     dtype: DTypeLike,
-    beside: Float[Array, "O E"] | None = None,
-    *,
-    interpret: bool = False,
-) -> Float[Array, "O IE"]:
-    """One layer's weight; see `xla.forward`."""
-    rows, columns = weight.matrix
-    extra = 0 if beside is None else beside.shape[1]
-    tile = _tile(weight.codes.shape[1], columns if extra else 0)
-    operands = [layer.reshape(1), *jax.tree.leaves(weight)]  # in the order of `_kernel`'s refs
-    out = jax.ShapeDtypeStruct((rows * (columns + extra),), dtype)
-    flat = pl.pallas_call(
-        partial(_kernel, weight, dtype, tile, extra),
+    beside: Beside | None,
+    matrix: Float[Array, " _"] | None,
+    place: Place,
+    interpret: bool,
+) -> Float[Array, " _"]:
+    """The flat matrix, of which one weight's rows are written; None: a new one."""
+    tile = _tile(weight.codes.shape[1], weight.matrix[1] if place.extra else 0)
+    # In the order of `_kernel`'s refs.
+    operands = [layer.reshape(1), *jax.tree.leaves(weight)]
+    if beside is not None:
+        operands += [beside.layer.reshape(1), beside.stack]
+    if matrix is not None:
+        operands.append(matrix)
+    out = jax.ShapeDtypeStruct((place.size,), dtype)
+    return pl.pallas_call(
+        partial(_kernel, weight, dtype, tile, place),
         out_shape=out,
         grid=(pl.cdiv(weight.codes.shape[1], tile),),
         in_specs=[whole(operand) for operand in operands],
         out_specs=whole(out),
+        input_output_aliases={} if matrix is None else {len(operands) - 1: 0},
         compiler_params=plt.CompilerParams(num_warps=WARPS, num_stages=1),
         interpret=interpret,
         name="nf4_dequantize",
     )(*operands)
-    wide = flat.reshape(rows, columns + extra)
-    # In place: the kernel left these columns alone.
-    return wide if beside is None else wide.at[:, columns:].set(beside)
 
 
 def _tile(half: int, columns: int) -> int:
@@ -61,10 +110,11 @@ def _tile(half: int, columns: int) -> int:
     return CODES if columns == 0 else math.gcd(CODES, columns, half)
 
 
-def _kernel(weight: NF4, dtype: DTypeLike, tile: int, extra: int, *refs: jax.Ref) -> None:
+def _kernel(weight: NF4, dtype: DTypeLike, tile: int, place: Place, *refs: jax.Ref) -> None:
     """Two tiles: the high nibbles of some bytes, and the low ones half the weight further on."""
-    layer_ref, codes_ref, absmax_ref, table_ref, *nested_refs, out_ref = refs
-    half, elements = weight.codes.shape[1], weight.matrix[0] * weight.matrix[1]
+    layer_ref, codes_ref, absmax_ref, table_ref, *others, out_ref = refs
+    nested = 0 if weight.nested is None else 3
+    half, (rows, columns) = weight.codes.shape[1], weight.matrix
     layer, start = layer_ref[0], pl.program_id(0) * tile
     index = jnp.arange(tile)
     ragged = half % tile != 0
@@ -72,20 +122,43 @@ def _kernel(weight: NF4, dtype: DTypeLike, tile: int, extra: int, *refs: jax.Ref
     packed = plt.load(codes_ref.at[layer, start + index], mask=inside, other=0 if ragged else None)
     packed = packed.astype(jnp.int32)
     blocks = tile // weight.block
-    for first, code in ((0, packed >> 4), (half, packed & 15)):
-        block = (first + start) // weight.block + jnp.arange(blocks)
-        held = block * weight.block < elements if ragged else None
-        absmax = load_absmax(weight.nested, (absmax_ref, *nested_refs), layer, block, held)
+    for begin, code in ((start, packed >> 4), (half + start, packed & 15)):
+        block = begin // weight.block + jnp.arange(blocks)
+        held = block * weight.block < rows * columns if ragged else None
+        absmax = load_absmax(weight.nested, (absmax_ref, *others[:nested]), layer, block, held)
         scales = jnp.broadcast_to(absmax[:, None], (blocks, weight.block)).reshape(tile)
         value = plt.load(table_ref.at[code]) * scales
-        place = first + start
-        if extra:  # a tile lies within a row
-            place += place // weight.matrix[1] * extra
+        written = place.first_row * (columns + place.extra) + begin
+        if place.extra:  # a tile lies within a row
+            row = begin // columns
+            written += row * place.extra
+            end = (place.first_row + row + 1) * (columns + place.extra)
+            first_of_row = (begin % columns == 0) & (row < rows)
+            _copy_beside(others[nested : nested + 2], place, row, first_of_row, end, out_ref)
         plt.store(
-            out_ref.at[place + index],
+            out_ref.at[written + index],
             value.astype(weight.dtype).astype(dtype),
-            mask=(start + index < half) & (first + start + index < elements) if ragged else None,
+            mask=(start + index < half) & (begin + index < rows * columns) if ragged else None,
         )
+
+
+def _copy_beside(
+    refs: Sequence[jax.Ref],
+    place: Place,
+    row: Array,
+    wanted: Bool[Array, ""],
+    end: Array,
+    out_ref: jax.Ref,
+) -> None:
+    """Write a row's further columns, which stand before `end`."""
+    layer_ref, stack_ref = refs
+    column = jnp.arange(pl.next_power_of_2(place.extra))
+    own = column - place.beside_column
+    held = (own >= 0) & (own < stack_ref.shape[2]) & wanted
+    source = stack_ref.at[layer_ref[0], place.beside_row + row, own]
+    values = plt.load(source, mask=held, other=0.0)
+    inside = (column < place.extra) & wanted
+    plt.store(out_ref.at[end - place.extra + column], values, mask=inside)
 
 
 def load_absmax(

@@ -1,29 +1,54 @@
 """Dequantisation in plain JAX, for every device; bit-equal to the kernel."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.dispatch import Backend, serves_all
-from pallas_kernels.nf4.contract import NF4
+from pallas_kernels.nf4.contract import NF4, Beside
 from pallas_kernels.nf4.rounding import rounded_product
 
 
 def forward(
-    weight: NF4, layer: Int[Array, ""], dtype: DTypeLike, beside: Float[Array, "O E"] | None = None
-) -> Float[Array, "O IE"]:
-    """One layer's weight.
+    weights: Sequence[NF4],
+    layer: Int[Array, ""],
+    dtype: DTypeLike,
+    beside: Beside | None = None,
+    below: int = 0,
+) -> Float[Array, "OB IE"]:
+    """One layer of each weight, all of one width, below each other.
 
     Args:
-      weight: The stack.
-      layer: Its index.
+      weights: The stacks.
+      layer: Index into each.
       dtype: Of the result.
-      beside: Columns that follow the weight's.
+      beside: Columns that follow the weights'.
+      below: Rows that follow theirs, of any value.
 
     Returns:
-      [O, I + E].
+      [sum of O + below, I + E].
     """
+    parts = [_matrix(weight, layer, dtype) for weight in weights]
+    if beside is not None:
+        parts = _with_columns(parts, beside)
+    return jnp.pad(jnp.concatenate(parts), ((0, below), (0, 0)))
+
+
+def _with_columns(parts: list[Float[Array, "_ I"]], beside: Beside) -> list[Float[Array, "_ IE"]]:
+    rows = lax.dynamic_index_in_dim(beside.stack, beside.layer, keepdims=False)
+    wide, first = [], beside.first_row
+    for part, column in zip(parts, beside.columns, strict=True):
+        own = rows[first : first + part.shape[0], : beside.width - column]
+        room = (column, beside.width - column - own.shape[1])
+        wide.append(jnp.concatenate([part, jnp.pad(own, ((0, 0), room))], axis=1))
+        first += part.shape[0]
+    return wide
+
+
+def _matrix(weight: NF4, layer: Int[Array, ""], dtype: DTypeLike) -> Float[Array, "O I"]:
     codes = lax.dynamic_index_in_dim(weight.codes, layer, keepdims=False)
     absmax = layer_absmax(weight, layer)
     flat = jnp.concatenate([codes >> 4, codes & 15])
@@ -32,8 +57,7 @@ def forward(
     padding = -elements % weight.block
     blocks = jnp.pad(values, (0, padding)).reshape(-1, weight.block) * absmax[:, None]
     rounded = blocks.reshape(-1)[:elements].astype(weight.dtype)
-    dense = rounded.reshape(weight.matrix).astype(dtype)
-    return dense if beside is None else jnp.concatenate([dense, beside], axis=1)
+    return rounded.reshape(weight.matrix).astype(dtype)
 
 
 def layer_absmax(weight: NF4, layer: Int[Array, ""]) -> Float[Array, " _"]:

@@ -32,14 +32,21 @@ def lowered(function, *arguments, kind="NVIDIA L4"):
 
 def operands(text):
     """Types of the operands of the program's one kernel."""
-    (call,) = re.findall(rf"custom_call @{re.escape(CALL)}\(.*", text)
-    return re.findall(r"tensor<([^>]*)>", call.rsplit(" : ", 1)[1].split("->")[0])
+    (types,) = kernels(text)
+    return types[0]
 
 
 def results(text):
     """Types of the results of the program's one kernel."""
-    (call,) = re.findall(rf"custom_call @{re.escape(CALL)}\(.*", text)
-    return re.findall(r"tensor<([^>]*)>", call.rsplit("->", 1)[1])
+    (types,) = kernels(text)
+    return types[1]
+
+
+def kernels(text):
+    """Types of the operands and of the results of each kernel, in order."""
+    calls = re.findall(rf"custom_call @{re.escape(CALL)}\(.*", text)
+    sides = (call.rsplit(" : ", 1)[1].split("->") for call in calls)
+    return [tuple(re.findall(r"tensor<([^>]*)>", side) for side in two) for two in sides]
 
 
 def accesses(function, *arguments):

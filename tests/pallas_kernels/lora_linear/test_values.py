@@ -11,8 +11,9 @@ import pytest
 
 from pallas_kernels import Unsupported, lora_linear
 from pallas_kernels.lora_linear import group, triton
-from pallas_kernels.lora_linear.cases import ODD_CASES, Case, make_inputs
-from pallas_kernels.lora_linear.contract import Adapter, Inputs
+from pallas_kernels.lora_linear.cases import ODD_CASES, Case, Drawn, make_inputs
+from pallas_kernels.lora_linear.contract import Adapter
+from pallas_kernels.lora_linear.group import Part
 from pallas_kernels.lora_linear.reference import lora_linear_ref
 from pallas_kernels.nf4 import NF4
 from pallas_kernels.nf4.reference import dequantize_nf4_ref
@@ -21,15 +22,23 @@ from tests.tolerances import relative_error, tolerance
 
 BACKENDS = ("xla", "interpret", pytest.param("triton", marks=pytest.mark.gpu))
 
+SMALL = {"COLUMNS": 64, "ROWS": 32, "TILE": 16, "PROGRAMS": 0, "WORTH_BYTES": 0}
+
 
 @pytest.fixture(autouse=True)
 def several_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Strips and blocks so small that odd cases have several; no dy is too small."""
-    for name, value in {"COLUMNS": 64, "ROWS": 32, "TILE": 16, "WORTH_BYTES": 0}.items():
+    for name, value in {
+        "COLUMNS": 64,
+        "ROWS": 32,
+        "TILE": 16,
+        "PROGRAMS": 0,
+        "WORTH_BYTES": 0,
+    }.items():
         monkeypatch.setattr(triton, name, value)
 
 
-def run(backend: str, inputs: Inputs, dys: tuple[jax.Array, ...]) -> tuple[Any, Any]:
+def run(backend: str, inputs: Drawn, dys: tuple[jax.Array, ...]) -> tuple[Any, Any]:
     """Outputs, and gradients of x, A's input where it is another, and the adapters."""
 
     def call(x: jax.Array, dropped: jax.Array | None, adapters: tuple[Adapter, ...]) -> Any:
@@ -43,7 +52,7 @@ def run(backend: str, inputs: Inputs, dys: tuple[jax.Array, ...]) -> tuple[Any, 
     return both(inputs.x, inputs.dropped, inputs.adapters)
 
 
-def expected(inputs: Inputs, dys: tuple[jax.Array, ...]) -> tuple[Any, Any]:
+def expected(inputs: Drawn, dys: tuple[jax.Array, ...]) -> tuple[Any, Any]:
     """The same by the definition in float64."""
     with jax.enable_x64(True):
         wide = partial(jax.tree.map, lambda a: jnp.asarray(np.asarray(a, np.float64)))
@@ -67,7 +76,7 @@ def cotangents(case: Case, dtype: str) -> tuple[jax.Array, ...]:
 
 
 @functools.cache
-def made(case: Case, dtype: str) -> tuple[Inputs, tuple[jax.Array, ...], tuple[Any, Any]]:
+def made(case: Case, dtype: str) -> tuple[Drawn, tuple[jax.Array, ...], tuple[Any, Any]]:
     """Inputs and cotangents of a case, and what is right."""
     inputs, dys = make_inputs(case, dtype, normal(0)), cotangents(case, dtype)
     return inputs, dys, expected(inputs, dys)
@@ -95,8 +104,10 @@ def test_the_kernel_writes_every_share_it_sums() -> None:
     """Rows and columns that end a strip or a block early: 5 strips, 3 blocks."""
     draw = normal(1)
     dy, b, p = (jnp.asarray(draw(s), jnp.float32) for s in ((70, 300), (300, 20), (70, 20)))
-    ours = triton.slopes(dy, b, p, interpret=True)
-    for actual, wanted in zip(ours, group.slopes(dy, b, p), strict=True):
+    part = Part(0, 300, 0, 20)
+    (q,), (db,) = triton.slopes([dy], None, b, p, [part], interpret=True)
+    (true_q,), (true_db,) = group.slopes([dy], None, b, p, [part])
+    for actual, wanted in ((q, true_q), (db, true_db)):
         assert relative_error(actual, wanted) <= tolerance("float32", "lora_slope")
 
 

@@ -10,7 +10,15 @@ import torch
 
 from pallas_kernels import Unsupported
 from pallas_kernels.blockwise_quant.tables import DYNAMIC_TABLE, midpoints
-from pallas_kernels.nf4 import NF4, NestedAbsmax, dequantize_nf4, from_pairs, to_pairs
+from pallas_kernels.nf4 import (
+    NF4,
+    Beside,
+    NestedAbsmax,
+    dequantize_group,
+    dequantize_nf4,
+    from_pairs,
+    to_pairs,
+)
 from pallas_kernels.nf4.cases import ODD_CASES
 from pallas_kernels.nf4.reference import dequantize_nf4_ref
 from pallas_kernels.nf4.tables import NF4_TABLE
@@ -62,23 +70,41 @@ def test_every_shape_and_block_equals_bitsandbytes(case):
 
 
 @pytest.mark.parametrize("backend", COMPILED)
-@pytest.mark.parametrize("extra", [1, 48])
+@pytest.mark.parametrize(("width", "columns"), [(0, ()), (48, (0, 5)), (48, (40, 0)), (6, (0, 2))])
 @pytest.mark.parametrize("name", ["one_tile", "odd_rows"])
-def test_columns_stand_beside_the_weight(name, extra, backend):
+def test_weights_stand_below_each_other_and_columns_beside(name, width, columns, backend):
     stack, wanted = four_bits(BY_NAME[name])
-    beside = jnp.asarray(np.random.default_rng(0).normal(size=(stack.shape[1], extra)), "float32")
+    rows, first, below = stack.shape[1], 2, 3
+    own = np.random.default_rng(0).normal(size=(3, first + 2 * rows, 8)).astype(np.float32)
     for layer in range(stack.shape[0]):
-        wide = dequantize_nf4(stack, layer, "float32", beside=beside, backend=backend)
-        np.testing.assert_array_equal(wide, np.concatenate([wanted[layer], beside], axis=1))
+        place = layer % 3
+        beside = Beside(jnp.asarray(own), jnp.int32(place), first, columns, width)
+        both = dequantize_group(
+            [stack, stack],
+            layer,
+            "float32",
+            beside=beside if width else None,
+            below=below,
+            backend=backend,
+        )
+        expected = np.zeros((2 * rows, stack.shape[2] + width), np.float32)
+        expected[:, : stack.shape[2]] = np.concatenate([wanted[layer]] * 2)
+        for number, column in enumerate(columns):
+            here = slice(number * rows, (number + 1) * rows)
+            start = stack.shape[2] + column
+            values = own[place, first:][here, : width - column]
+            expected[here, start : start + 8] = values
+        assert both.shape == (2 * rows + below, expected.shape[1])
+        np.testing.assert_array_equal(both[: 2 * rows], expected)
 
 
 def test_columns_beside_rows_that_are_no_whole_blocks_are_plain_jaxs():
     stack, wanted = four_bits(BY_NAME["rows_of_172"])
-    beside = jnp.ones((stack.shape[1], 3), "float32")
-    wide = dequantize_nf4(stack, 0, "float32", beside=beside)
-    np.testing.assert_array_equal(wide, np.concatenate([wanted[0], beside], axis=1))
+    beside = Beside(jnp.ones((1, stack.shape[1], 3), "float32"), jnp.int32(0), 0, (0,), 3)
+    wide = dequantize_group([stack], 0, "float32", beside=beside)
+    np.testing.assert_array_equal(wide, np.concatenate([wanted[0], beside.stack[0]], axis=1))
     with pytest.raises(Unsupported, match="a row must be whole blocks; got rows of 172"):
-        dequantize_nf4(stack, 0, "float32", beside=beside, backend="interpret")
+        dequantize_group([stack], 0, "float32", beside=beside, backend="interpret")
 
 
 @pytest.mark.parametrize(
