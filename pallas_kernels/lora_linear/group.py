@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from pallas_kernels.lora_linear.base import matrix_of
+from pallas_kernels.lora_linear.base import few_rows, matrix_of, product
 from pallas_kernels.lora_linear.contract import Adapter, Inputs, Options, Residuals
 from pallas_kernels.nf4.api import dequantize_group
 from pallas_kernels.nf4.contract import NF4, Beside
@@ -50,26 +50,29 @@ class Part:
         return array[..., self.column : self.column + self.rank]
 
 
-# From the dys, the same side by side or None, B [sum of O, R], p [..., sum of r] and the parts:
-# all dy_j B_j [..., r_j], and every dy_j^T p_j [O_j, r_j], all float32.
+# From the dys, the same side by side or None, B [sum of O, R], p [..., sum of r], the parts and a
+# number of columns: all dy_j B_j [..., r_j], every dy_j^T p_j [O_j, r_j], all float32; and, where
+# that costs little, a copy of the only dy with room for so many columns.
 Slopes = Callable[
-    [Sequence[Array], Array | None, Array, Array, Sequence[Part]], tuple[list[Array], list[Array]]
+    [Sequence[Array], Array | None, Array, Array, Sequence[Part], int],
+    tuple[list[Array], list[Array], Array | None],
 ]
 
 
 def forward(options: Options, inputs: Inputs) -> tuple[tuple[Float[Array, "*B _"], ...], Residuals]:
     """y_j for every projection, and what `backward` needs."""
-    x, stacks, parts = inputs.x, _stacks(inputs), _parts(inputs)
+    x, stacks = inputs.x, _stacks(inputs)
     with jax.named_scope("lora"):
         z = x if inputs.dropped is None else inputs.dropped
         a = _at(inputs, inputs.prepared.a)
         p = jnp.matmul(z, a.T, preferred_element_type=_wide(z)).astype(z.dtype)
     # Where a copy of x beside p costs no more than the sums that it saves.
-    if stacks is not None and inputs.prepared.b.shape[1] >= x.shape[-1]:
+    joins = inputs.prepared.b.shape[1] >= x.shape[-1] and not few_rows(x)
+    if stacks is not None and joins:
         return _joined(options, inputs, stacks, p), Residuals(inputs, p)
-    outputs, b = [], _at(inputs, inputs.prepared.b)
+    outputs, parts, b = [], _parts(inputs), _at(inputs, inputs.prepared.b)
     for weight, part in zip(inputs.weights, parts, strict=True):
-        y = x @ matrix_of(weight, inputs.layer, x, options.kernels).T
+        y = product(x, weight, inputs.layer, options.kernels)
         with jax.named_scope("lora"):
             outputs.append(y + part.of_columns(p) @ part.of_rows(b)[:, : part.rank].T)
     return tuple(outputs), Residuals(inputs, p)
@@ -80,7 +83,7 @@ def _joined(
 ) -> tuple[Float[Array, "*B _"], ...]:
     """The products [y_0, y_1, ...] = [x, p] [W, B]^T."""
     x, b, parts = inputs.x, inputs.prepared.b, _parts(inputs)
-    extra = _extra(p)
+    extra = _extra(p.shape[-1])
     with jax.named_scope("lora"):
         wide = jnp.concatenate([x, _to_width(p, extra)], axis=-1)
     # Each weight with its part of the group.
@@ -89,14 +92,14 @@ def _joined(
     outputs = []
     for some in [pairs] if narrow else [[pair] for pair in pairs]:
         with jax.named_scope("dequantize"):
-            beside = Beside(
+            columns = Beside(
                 b, inputs.place, some[0][1].row, tuple(part.column for _, part in some), extra
             )
             matrix = dequantize_group(
                 [stack for stack, _ in some],
                 inputs.layer,
                 x.dtype,
-                beside=beside,
+                beside=columns,
                 backend=options.kernels,
             )
         ends = list(itertools.accumulate(part.rows for _, part in some))
@@ -114,17 +117,19 @@ def backward(
     stacks = _stacks(inputs) if inputs.dropped is None else None
     # Where a copy of the dys beside q costs no more than the sums that it saves.
     joins = b.shape[0] <= z.shape[-1] * (len(dys) + 1)
-    extra, wide = _extra(residuals.p), None
+    joins = joins and stacks is not None
+    extra, wide = _extra(a.shape[0]) if joins else 0, None
     with jax.named_scope("lora"):
-        if stacks is not None and joins and len(dys) > 1:
+        if joins and len(dys) > 1:
             room = jnp.zeros((*z.shape[:-1], extra), z.dtype)
             wide = jnp.concatenate([*dys, room], axis=-1)
-        qs, dbs = slopes(dys, wide, b, residuals.p, parts)
+        qs, dbs, copied = slopes(dys, wide, b, residuals.p, parts, extra)
         q = jnp.concatenate(qs, axis=-1).astype(z.dtype)
         da = _contract(q, z)
+        wide = wide if copied is None else copied
         if wide is not None:  # in place: nobody reads it without q any more
             wide = wide.at[..., b.shape[0] :].set(_to_width(q, extra))
-        elif stacks is not None and joins:
+        elif joins:
             wide = jnp.concatenate([*dys, _to_width(q, extra)], axis=-1)
     if wide is not None and stacks is not None:
         dx, dz = _joined_back(options, inputs, stacks, wide, a), None
@@ -180,20 +185,21 @@ def slopes(
     b: Float[Array, "O R"],
     p: Float[Array, "*B _"],
     parts: Sequence[Part],
-) -> tuple[list[Float[Array, "*B _"]], list[Float[Array, "_ _"]]]:
-    """Every dy_j B_j, and every dy_j^T p_j; float32, float64 for float64."""
-    del wide
+    width: int,
+) -> tuple[list[Float[Array, "*B _"]], list[Float[Array, "_ _"]], None]:
+    """Every dy_j B_j, and every dy_j^T p_j, float32, float64 for float64; and no copy."""
+    del wide, width
     pairs = list(zip(dys, parts, strict=True))
     qs = [
         jnp.matmul(dy, part.of_rows(b)[:, : part.rank], preferred_element_type=_wide(dy))
         for dy, part in pairs
     ]
-    return qs, [_contract(dy, part.of_columns(p)) for dy, part in pairs]
+    return qs, [_contract(dy, part.of_columns(p)) for dy, part in pairs], None
 
 
-def _extra(p: Float[Array, "*B _"]) -> int:
+def _extra(ranks: int) -> int:
     """Columns that stand beside x or dy: as many as p or q has, and some of zeros."""
-    return p.shape[-1] + -p.shape[-1] % ALIGNED
+    return ranks + -ranks % ALIGNED
 
 
 def _to_width(p: Float[Array, "*B _"], width: int) -> Float[Array, "*B _"]:

@@ -1,4 +1,4 @@
-"""Backend whose backward reads each dy once for dy B and dy^T p; plain JAX reads it twice.
+"""Backend whose backward reads each dy once for dy B, dy^T p and a copy beside which q fits.
 
 A program holds a strip of columns of dy^T p in registers while it walks down its rows, and writes
 its share of dy B at every step. Both are summed over programs afterwards, in float32 and in a fixed
@@ -34,21 +34,23 @@ def slopes(
     b: Float[Array, "O R"],
     p: Float[Array, "*B _"],
     parts: Sequence[Part],
+    width: int,
     *,
     interpret: bool = False,
-) -> tuple[list[Float[Array, "*B _"]], list[Float[Array, "_ _"]]]:
-    """Every dy_j B_j and dy_j^T p_j; see `group.slopes`."""
+) -> tuple[list[Float[Array, "*B _"]], list[Float[Array, "_ _"]], Float[Array, "*B _"] | None]:
+    """Every dy_j B_j and dy_j^T p_j, and with `width` a wider copy; see `group.Slopes`."""
     if not interpret and sum(dy.nbytes for dy in dys) < WORTH_BYTES:
-        return group.slopes(dys, wide, b, p, parts)
+        return group.slopes(dys, wide, b, p, parts, width)
+    qs, dbs, copied = [], [], None
     if wide is not None:
-        qs, dbs = _strips(wide, b, p, parts, interpret)
+        qs, dbs, _ = _strips(wide, b, p, parts, 0, interpret)
     else:
-        qs, dbs = [], []
         for dy, part in zip(dys, parts, strict=True):
             alone = Part(0, part.rows, part.column, part.rank)
-            some_qs, some_dbs = _strips(dy, part.of_rows(b), p, [alone], interpret)
-            qs, dbs = qs + some_qs, dbs + some_dbs
-    return [q.reshape(*p.shape[:-1], -1) for q in qs], dbs
+            some, more, copied = _strips(dy, part.of_rows(b), p, [alone], width, interpret)
+            qs, dbs = qs + some, dbs + more
+    qs = [q.reshape(*p.shape[:-1], -1) for q in qs]
+    return qs, dbs, copied if copied is None else copied.reshape(*p.shape[:-1], -1)
 
 
 def _strips(
@@ -56,9 +58,10 @@ def _strips(
     b: Float[Array, "O R"],
     p: Float[Array, "*B _"],
     parts: Sequence[Part],
+    width: int,
     interpret: bool,
-) -> tuple[list[Float[Array, "M _"]], list[Float[Array, "_ _"]]]:
-    """Every dy_j B_j and dy_j^T p_j of dys that stand side by side."""
+) -> tuple[list[Float[Array, "M _"]], list[Float[Array, "_ _"]], Float[Array, "M _"] | None]:
+    """Every dy_j B_j and dy_j^T p_j of dys that stand side by side, and a copy of these."""
     flat, O = dy.reshape(-1, dy.shape[-1]), b.shape[0]
     M = flat.shape[0]
     R = pl.next_power_of_2(max(16, *(part.rank for part in parts)))  # a product's smallest side
@@ -70,11 +73,13 @@ def _strips(
     counts = [pl.cdiv(part.rows, COLUMNS) for part in parts]
     rows = _rows(M, sum(counts))
     blocks = pl.cdiv(M, rows)
-    out = (
+    out = [
         jax.ShapeDtypeStruct((sum(counts), M, R), jnp.float32),
         jax.ShapeDtypeStruct((blocks, O, R), jnp.float32),
-    )
-    products, sums = pl.pallas_call(
+    ]
+    if width:
+        out.append(jax.ShapeDtypeStruct((M, O + width), dy.dtype))
+    products, sums, *copied = pl.pallas_call(
         partial(_kernel, rows, tuple(parts)),
         out_shape=out,
         grid=(sum(counts), blocks),
@@ -88,7 +93,8 @@ def _strips(
     for part, count in zip(parts, counts, strict=True):
         qs.append(products[first : first + count].sum(0)[:, : part.rank])
         first += count
-    return qs, [part.of_rows(total)[:, : part.rank] for part in parts]
+    dbs = [part.of_rows(total)[:, : part.rank] for part in parts]
+    return qs, dbs, copied[0] if copied else None
 
 
 def _rows(M: int, strips: int) -> int:
@@ -107,6 +113,7 @@ def _kernel(
     p_ref: jax.Ref,
     products_ref: jax.Ref,
     sums_ref: jax.Ref,
+    *copied_refs: jax.Ref,
 ) -> None:
     strip, block = pl.program_id(0), pl.program_id(1)
     M, R = dy_ref.shape[0], b_ref.shape[1]
@@ -120,6 +127,9 @@ def _kernel(
         rows = block * height + i * TILE + jnp.arange(TILE)
         row_mask = (rows < M) if M % height else None
         dy = _load(dy_ref, rows, columns, row_mask, column_mask)
+        for copied_ref in copied_refs:
+            mask = _mask(rows, columns, row_mask, column_mask)
+            plt.store(copied_ref.at[rows[:, None], columns[None, :]], dy, mask=mask)
         p = _load(p_ref, rows, column + ranks, row_mask, None)
         share = _dot(dy, b)
         mask = None if row_mask is None else row_mask[:, None]
@@ -150,13 +160,20 @@ def _load(
     ref: jax.Ref, rows: Array, columns: Array, row_mask: Array | None, column_mask: Array | None
 ) -> Array:
     """A tile; 0 where a mask, if there is one, says so."""
+    mask = _mask(rows, columns, row_mask, column_mask)
     place = ref.at[rows[:, None], columns[None, :]]
+    return plt.load(place) if mask is None else plt.load(place, mask=mask, other=0.0)
+
+
+def _mask(
+    rows: Array, columns: Array, row_mask: Array | None, column_mask: Array | None
+) -> Array | None:
+    """Both masks of a tile; None: neither."""
     if row_mask is None and column_mask is None:
-        return plt.load(place)
+        return None
     mask = jnp.ones((rows.size, columns.size), bool)
     mask = mask if row_mask is None else mask & row_mask[:, None]
-    mask = mask if column_mask is None else mask & column_mask[None, :]
-    return plt.load(place, mask=mask, other=0.0)
+    return mask if column_mask is None else mask & column_mask[None, :]
 
 
 def _dot(x: Array, y: Array) -> Array:

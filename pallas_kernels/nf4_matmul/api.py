@@ -11,9 +11,9 @@ from pallas_kernels.dispatch import Backend, Problem, choose, current_device
 from pallas_kernels.nf4 import NF4, dequantize_nf4
 from pallas_kernels.nf4.api import check_stack
 from pallas_kernels.nf4_matmul import triton, xla
+from pallas_kernels.nf4_matmul.plan import WORTH_ELEMENTS, WORTH_ROWS
 
-# The kernel's warp shuffles have not run on a GPU yet: it serves who asks for it.
-BACKENDS: tuple[Backend, ...] = (xla.BACKEND, triton.BACKEND, triton.INTERPRET)
+BACKENDS: tuple[Backend, ...] = (triton.BACKEND, xla.BACKEND, triton.INTERPRET)
 
 Residuals = tuple[NF4, Int[Array, ""]]
 
@@ -65,9 +65,19 @@ def nf4_matmul(
         },
         options={"nested": weight.nested is not None},
     )
-    chosen = choose(backend, BACKENDS, problem)
+    chosen = choose(backend, best_first(problem), problem)
     y = differentiable(chosen, backend, flat, weight, jnp.asarray(layer, jnp.int32))
     return y.reshape(*x.shape[:-1], rows)
+
+
+def best_first(problem: Problem) -> tuple[Backend, ...]:
+    """`BACKENDS` in the order for a problem.
+
+    A small weight is read from the cache once it is dense, and more rows cost the kernel more.
+    """
+    sizes = problem.sizes
+    worth = sizes["M"] <= WORTH_ROWS and sizes["O"] * sizes["I"] >= WORTH_ELEMENTS
+    return BACKENDS if worth else (xla.BACKEND, *BACKENDS)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

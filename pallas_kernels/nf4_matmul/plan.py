@@ -6,6 +6,10 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+# Up to so many rows, and from so large a weight on, the kernel beats a dense weight (one H200).
+WORTH_ROWS = 16
+WORTH_ELEMENTS = 2**24
+
 MOST_ROWS = 32  # of x; beyond them the tensor cores are busy and a dense weight pays
 
 # Few rows: products and sums by plain arithmetic, which needs no shared memory.

@@ -29,7 +29,7 @@ ROPE = RopeSpec(rope_type="default", rope_theta=100.0)
 # No two sizes are equal, nor equal to those of the batch.
 CONFIG = DecoderConfig(
     vocab_size=50,
-    hidden_size=24,
+    hidden_size=26,
     intermediate_size=52,
     num_hidden_layers=LAYERS,
     num_attention_heads=4,

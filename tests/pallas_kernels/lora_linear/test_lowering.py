@@ -20,7 +20,7 @@ def test_slopes_lower_with_dy_as_one_operand(case: Case, dtype: str) -> None:
     part = Part(0, O, 0, R)
 
     def slopes(dy: jax.Array, b: jax.Array, p: jax.Array) -> Any:
-        return triton.slopes([dy], None, b, p, [part])
+        return triton.slopes([dy], None, b, p, [part], 64)
 
     text = lowered(slopes, *(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes))
     letter = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}[dtype]

@@ -1,6 +1,7 @@
 """Values and every gradient of the LoRA products against the definition in float64."""
 
 import functools
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import Unsupported, lora_linear
-from pallas_kernels.lora_linear import group, triton
+from pallas_kernels.lora_linear import group, prepare_adapters, triton
 from pallas_kernels.lora_linear.cases import ODD_CASES, Case, Drawn, make_inputs
 from pallas_kernels.lora_linear.contract import Adapter
 from pallas_kernels.lora_linear.group import Part
@@ -105,10 +106,41 @@ def test_the_kernel_writes_every_share_it_sums() -> None:
     draw = normal(1)
     dy, b, p = (jnp.asarray(draw(s), jnp.float32) for s in ((70, 300), (300, 20), (70, 20)))
     part = Part(0, 300, 0, 20)
-    (q,), (db,) = triton.slopes([dy], None, b, p, [part], interpret=True)
-    (true_q,), (true_db,) = group.slopes([dy], None, b, p, [part])
+    (q,), (db,), copied = triton.slopes([dy], None, b, p, [part], 4, interpret=True)
+    (true_q,), (true_db,), _ = group.slopes([dy], None, b, p, [part], 4)
+    np.testing.assert_array_equal(copied[:, :300], dy)
     for actual, wanted in ((q, true_q), (db, true_db)):
         assert relative_error(actual, wanted) <= tolerance("float32", "lora_slope")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_prepared_adapters_are_read_by_the_layers_index(backend: str) -> None:
+    case = Case(name="prepared", M=35, I=64, O=(96, 32), R=(3, 5))
+    inputs, dys = make_inputs(case, "float32", normal(0)), cotangents(case, "float32")
+    weights = [
+        jax.tree.map(lambda a: jnp.stack([a[0]] * 2) if a.ndim > 1 else a, weight)
+        for weight in inputs.weights
+    ]
+    weights = [
+        replace(w, nested=replace(w.nested, offset=jnp.repeat(w.nested.offset, 2))) for w in weights
+    ]
+    layers = [
+        Adapter(*(jnp.stack([2 * one, one]) for one in adapter)) for adapter in inputs.adapters
+    ]
+    prepared = prepare_adapters(layers, "float32")
+
+    def both(layer: int, prepared: Any) -> Any:
+        def call(x: jax.Array, adapters: tuple[Adapter, ...]) -> Any:
+            return lora_linear(
+                x, weights, adapters, layer=layer, prepared=prepared, backend=backend
+            )
+
+        own = tuple(Adapter(*(one[layer] for one in stack)) for stack in layers)
+        y, pull = jax.vjp(call, inputs.x, own)
+        return y, pull(dys)
+
+    for layer in range(2):
+        jax.tree.map(np.testing.assert_array_equal, both(layer, prepared), both(layer, None))
 
 
 def test_several_adapters_over_one_weight() -> None:
@@ -136,6 +168,9 @@ def test_what_does_not_fit_is_refused() -> None:
         lora_linear(inputs.x, [weight], [adapter._replace(b=jnp.zeros((10, 2)))])
     with pytest.raises(ValueError, match="`dropped` must have x's shape"):
         lora_linear(inputs.x, [weight], [adapter], dropped=inputs.x[:3])
+    other = prepare_adapters([Adapter(*(one[None] for one in adapter))], "bfloat16")
+    with pytest.raises(ValueError, match="`prepared` must come from `prepare_adapters`"):
+        lora_linear(inputs.x, [weight], [adapter], prepared=other)
     large = Adapter(jnp.zeros((512, 24)), jnp.zeros((10, 512)), jnp.float32(1))
     assert lora_linear(inputs.x, [weight], [large])[0].shape == (37, 10)
     with pytest.raises(Unsupported, match="ranks must be 64 at most; got 512"):

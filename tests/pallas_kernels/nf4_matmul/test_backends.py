@@ -45,8 +45,16 @@ def test_triton_refuses_and_auto_takes_plain_jax(asked, reason):
 @pytest.mark.parametrize("sizes", [{}, {"M": 32}, {"L": 1023}, {"L": 2048}, {"block": 256}])
 def test_triton_serves_an_nvidia_gpu_that_asks_for_it(sizes, dtype):
     asked = problem(dtype=dtype, **sizes)
-    assert choose("triton", api.BACKENDS, asked).name == "triton"
-    assert choose("auto", api.BACKENDS, asked).name == "xla"
+    assert choose("triton", api.best_first(asked), asked).name == "triton"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "best"),
+    [({"O": 4096}, "triton"), ({"O": 4096, "M": 17}, "xla"), ({"O": 1024}, "xla")],
+)
+def test_auto_takes_the_faster_one(sizes, best):
+    asked = problem(**sizes)
+    assert choose("auto", api.best_first(asked), asked).name == best
 
 
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="the device serves it")
