@@ -46,6 +46,7 @@ OPS: dict[str, ModuleType] = {
     "rms_norm": rms_norm_bench,
 }
 MINIMUM_RUNS = 20
+TOGETHER = 8  # sets of small inputs that one program works through
 DIRECTIONS = {"forward": "", "forward+backward": "_both"}  # suffix of what `bench` says of each
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory")
 
@@ -97,7 +98,7 @@ def rows(
                 if isinstance(call, str):
                     yield _skipped(op, name, direction, provider, call)
                 else:
-                    yield timed(provider, lambda call=call: (call, None), peers.wait)
+                    yield timed(provider, lambda call=call: (call, None, 1), peers.wait)
 
 
 def _input_sets(bench: ModuleType, case: Any) -> list[tuple[Any, Any]]:
@@ -120,17 +121,38 @@ def _program(function: Callable[..., Any], case: Any, direction: str) -> Callabl
 
 def _compiled(
     function: Callable[..., Any], case: Any, direction: str, sets: Sequence[tuple[Any, Any]]
-) -> tuple[Callable[[int], Any], int | None]:
-    """Give what starts the n-th call, and the program's peak memory in bytes."""
+) -> tuple[Callable[[int], Any], int | None, int]:
+    """Give what starts the n-th call, the op's peak memory in bytes, and how often a call does it.
+
+    A call works through several sets of small inputs, since the host starts no program as fast as
+    the device ends such a one.
+    """
     given: Sequence[tuple[Any, ...]] = sets
     if direction != "forward":
         # An operand: of a constant the compiler would read nothing.
         y = jax.eval_shape(functools.partial(function, case), *sets[0])
         dy = jax.tree.map(lambda one: jnp.ones(one.shape, one.dtype), y)
         given = [(*each, dy) for each in sets]
-    compiled = jax.jit(_program(function, case, direction)).lower(*given[0]).compile()
+    program = _program(function, case, direction)
+    compiled = jax.jit(program).lower(*given[0]).compile()
     peak = getattr(compiled.memory_analysis(), "peak_memory_in_bytes", None)
-    return lambda n: compiled(*given[n % len(given)]), peak
+    count = min(len(given), TOGETHER)
+    if count == 1:
+        return lambda n: compiled(*given[n % len(given)]), peak, 1
+    groups = [given[first : first + count] for first in range(0, len(given), count)]
+    groups = [group for group in groups if len(group) == count]
+    together = jax.jit(functools.partial(_one_by_one, program)).lower(groups[0]).compile()
+    return lambda n: together(groups[n % len(groups)]), peak, count
+
+
+def _one_by_one(program: Callable[..., Any], group: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """The results for all sets of inputs, none begun before the one before it has ended."""
+    results: list[Any] = []
+    for inputs in group:
+        if results:
+            inputs, results[-1] = jax.lax.optimization_barrier((inputs, results[-1]))
+        results.append(program(*inputs))
+    return results
 
 
 def _timed(
@@ -140,11 +162,11 @@ def _timed(
     runs: int,
     rates: Rates | None,
     provider: str,
-    prepare: Callable[[], tuple[Callable[[int], Any], int | None]],
+    prepare: Callable[[], tuple[Callable[[int], Any], int | None, int]],
     wait: Callable[[Any], Any] = jax.block_until_ready,
 ) -> Row | Skipped:
     try:
-        call, peak = prepare()
+        call, peak, count = prepare()
         times = measure(call, runs, wait=wait)
     except Unsupported as refusal:
         return _skipped(op, name, direction, provider, str(refusal))
@@ -152,7 +174,7 @@ def _timed(
         if not any(text in str(error) for text in OUT_OF_MEMORY):
             raise
         return _skipped(op, name, direction, provider, "out of memory")
-    deciles = statistics.quantiles(times.us, n=10)
+    deciles = [us / count for us in statistics.quantiles(times.us, n=10)]
     moved, flops = (
         _work(op, name, f"{w}{DIRECTIONS[direction]}") for w in ("moved_bytes", "flops")
     )
@@ -172,7 +194,7 @@ def _timed(
         floor_us=None if floor is None else round(floor, 1),
         percent=None if floor is None else round(100 * floor / deciles[4], 1),
         peak_bytes=peak,
-        calls=times.calls,
+        calls=times.calls * count,
         runs=runs,
         device=jax.local_devices()[0].device_kind,
         jax=jax.__version__,

@@ -106,15 +106,22 @@ def test_inputs_that_fit_the_cache_are_many():
     assert len(timing.input_sets((jnp.zeros(timing.CACHE_BYTES // 4),))) == 1
 
 
-def test_calls_take_their_turn_among_the_sets():
+@pytest.mark.parametrize("together", [1, 2, 3])
+def test_calls_take_their_turn_among_the_sets(together, monkeypatch):
     bench = benchmark.OPS["nf4"]
     case = bench.CASES["small"]
     arrays, rest = bench.arguments(case)
     layers = [int(r[1]) for _, r in bench.input_sets(case, arrays, rest)]
     assert layers == list(range(case.L))
     sets = [((), (jnp.float32(n),)) for n in range(3)]
-    call, peak = benchmark._compiled(lambda case, _, rest: rest[0] + case, 1, "forward", sets)
-    assert [float(call(n)) for n in range(4)] == [1, 2, 3, 1]
+    monkeypatch.setattr(benchmark, "TOGETHER", together)
+    call, peak, count = benchmark._compiled(
+        lambda case, _, rest: rest[0] + case, 1, "forward", sets
+    )
+    assert count == together
+    results = [jax.tree.leaves(call(n)) for n in range(4)]
+    expected = {1: [[1], [2], [3], [1]], 2: [[1, 2]] * 4, 3: [[1, 2, 3]] * 4}
+    assert results == expected[together]
     assert peak is None or peak >= 0
 
 
