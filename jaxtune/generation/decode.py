@@ -147,6 +147,7 @@ def decode(
     """
     model = nnx.merge(graphdef, state)
     rows = so_far.token.shape[0]
+    prepared = model.model.layers.prepare(model.dtype, adapters=True, dropout_key=None)
 
     def unfinished(now: Decoding) -> jax.Array:
         return (now.step < until) & ~jnp.all(now.finished)
@@ -157,6 +158,7 @@ def decode(
             segment_ids=jnp.ones((rows, 1), jnp.int32),
             positions=now.position[:, None],
             cache=now.cache,
+            prepared=prepared,
         )
         read = dataclasses.replace(now, cache=cache, position=now.position + 1)
         return _append(read, model.logits(hidden)[:, 0], rules)

@@ -1,6 +1,7 @@
 """The one decoder: every family's forward pass, for training, evaluation and generation."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -124,6 +125,7 @@ class Decoder(nnx.Module):
         adapters: bool = True,
         dropout_key: jax.Array | None = None,
         inputs_embeds: Float[Array, "B T D"] | None = None,
+        prepared: Mapping[int, Prepared] | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Hidden states after the final norm, and the cache with these positions in it.
 
@@ -137,6 +139,7 @@ class Decoder(nnx.Module):
           adapters: False gives the base model's output.
           dropout_key: Turns the adapters' dropout on.
           inputs_embeds: Takes the place of the embedding's (scaled) output.
+          prepared: Of `Block.prepare` with the same adapters, where several calls share it.
 
         Returns:
           Hidden states [B, T, D], and the cache (None if none was given).
@@ -155,7 +158,8 @@ class Decoder(nnx.Module):
             cache = cache.admit(segment_ids)
 
         # Once for all layers: what a layer does itself, every layer of both passes does.
-        prepared = self.layers.prepare(x.dtype, adapters=adapters, dropout_key=dropout_key)
+        if prepared is None:
+            prepared = self.layers.prepare(x.dtype, adapters=adapters, dropout_key=dropout_key)
 
         def layer(
             block: Block, x: jax.Array, cache: KVCache | None, index: jax.Array, place: int
