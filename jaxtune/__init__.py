@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jaxtune.memory import memory_stats as memory_stats
     from jaxtune.training.collators import DataCollatorForSeq2Seq as DataCollatorForSeq2Seq
     from jaxtune.training.config import SFTConfig as SFTConfig
+    from jaxtune.training.config import TrainingArguments as TrainingArguments
     from jaxtune.training.config import UnslothTrainingArguments as UnslothTrainingArguments
     from jaxtune.training.state import TrainerCallback as TrainerCallback
     from jaxtune.training.trainer import SFTTrainer as SFTTrainer
@@ -32,6 +33,7 @@ _HOMES = {
     "TextIteratorStreamer": "jaxtune.generation.streamers",
     "TextStreamer": "jaxtune.generation.streamers",
     "TrainerCallback": "jaxtune.training.state",
+    "TrainingArguments": "jaxtune.training.config",
     "UnslothTrainer": "jaxtune.training.trainer",
     "UnslothTrainingArguments": "jaxtune.training.config",
     "functional": "jaxtune",
@@ -51,6 +53,7 @@ __all__ = [
     "TextIteratorStreamer",
     "TextStreamer",
     "TrainerCallback",
+    "TrainingArguments",
     "UnslothTrainer",
     "UnslothTrainingArguments",
     "functional",

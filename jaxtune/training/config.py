@@ -7,16 +7,18 @@ from typing import Any
 
 from jaxtune.config import PACKING_STRATEGIES
 from jaxtune.errors import NotBuiltYetError
+from jaxtune.training.script_arguments import ScriptArguments
 
 DEFAULT_WARMUP = 0.1  # of all steps
 SAVE_STRATEGIES = ("no", "steps", "epoch")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SFTConfig:
+class SFTConfig(ScriptArguments):
     """Options of `SFTTrainer`; every field is read.
 
-    Defaults are TRL's names with Unsloth's values.
+    Defaults are TRL's names with Unsloth's values. What else scripts pass is in
+    `ScriptArguments`.
 
     Attributes:
       output_dir: Where checkpoints and `SFTTrainer.save_model` write; None: nowhere.
@@ -104,6 +106,7 @@ class SFTConfig:
 
     def __post_init__(self) -> None:
         """Check ranges, and that no two fields contradict each other."""
+        super().__post_init__()
         for name in (
             "per_device_train_batch_size",
             "gradient_accumulation_steps",
@@ -211,6 +214,19 @@ class UnslothTrainingArguments(SFTConfig):
             raise NotBuiltYetError(
                 f"`q_galore_config` is not built yet; got {self.q_galore_config!r}. Leave it out."
             )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingArguments(SFTConfig):
+    """`SFTConfig` with transformers' defaults; every trainer takes both."""
+
+    per_device_train_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    warmup_steps: int | float = 0
+    optim: str = "adamw_torch_fused"
+    weight_decay: int | float = 0.0
+    logging_steps: int = 500
+    seed: int = 42
 
 
 def _share(ratio: int | float, total_steps: int) -> int:

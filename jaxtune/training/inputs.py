@@ -16,6 +16,7 @@ from jaxtune.models.build import train_all
 from jaxtune.optim.registry import create_optimizer
 from jaxtune.optim.schedules import create_schedule
 from jaxtune.training.config import SFTConfig
+from jaxtune.training.foreign_arguments import is_foreign, read_arguments
 from jaxtune.training.peft_config import lora_arguments
 
 Optimizers = tuple[optax.GradientTransformation | None, optax.Schedule | None]
@@ -46,26 +47,27 @@ def checked_args(args: Any) -> SFTConfig:
     """The options, with the names in them known to exist.
 
     Args:
-      args: From the user; None: the defaults.
+      args: From the user: `SFTConfig` or one of its kinds, or options of trl or transformers;
+        None: the defaults.
 
     Returns:
       The options.
 
     Raises:
-      NotBuiltYetError: Options of trl or transformers.
-      TypeError: Anything else that is no `SFTConfig`.
+      ValueError: Options of trl or transformers ask for what is not served.
+      TypeError: Anything else.
     """
     if args is None:
         return SFTConfig()
     if isinstance(args, SFTConfig):
         return args
+    if is_foreign(args):
+        return read_arguments(args)
     kind = f"{type(args).__module__}.{type(args).__qualname__}"
-    if hasattr(args, "per_device_train_batch_size"):
-        raise NotBuiltYetError(
-            f"reading `args` of another library is not built yet; got {kind}. "
-            "Pass jaxtune.SFTConfig(...) with the same fields."
-        )
-    raise TypeError(f"`args` must be a jaxtune.SFTConfig; got {kind}. Pass SFTConfig(...).")
+    raise TypeError(
+        f"`args` must be a jaxtune.SFTConfig or TrainingArguments, or one of trl's or "
+        f"transformers'; got {kind}. Pass SFTConfig(...)."
+    )
 
 
 def checked_optimizers(optimizers: Any, args: SFTConfig) -> Optimizers:

@@ -449,6 +449,14 @@ class SFTTrainer:
                     f"jaxtune: {name} was asked for; the model has {self.model.dtype}, and is "
                     "trained in it (from_pretrained(dtype=...) decides)"
                 )
+        if args.gradient_checkpointing and self.model.model.remat == "none":
+            log.write(
+                "jaxtune: gradient_checkpointing was asked for; the model keeps all that its "
+                "backward pass reads (from_pretrained(use_gradient_checkpointing=...) decides)"
+            )
+        wishes = args.idle_wishes()
+        if wishes is not None:
+            log.write(f"jaxtune: {wishes}")
         layout = describe(plan)
         if layout is not None:
             log.write(f"jaxtune: {layout}")

@@ -69,14 +69,6 @@ def test_asking_for_nothing_is_taken(name: str) -> None:
     inputs.refuse_unbuilt({name: None})
 
 
-def test_options_of_another_library_are_refused(tmp_path: Path) -> None:
-    theirs = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    with pytest.raises(NotBuiltYetError, match=r"got transformers\..*Pass jaxtune\.SFTConfig"):
-        inputs.checked_args(theirs)
-    with pytest.raises(TypeError, match=r"`args` must be a jaxtune.SFTConfig; got builtins.dict"):
-        inputs.checked_args({"max_steps": 1})
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
