@@ -14,7 +14,7 @@ from jaxtune.config import DecoderConfig
 from jaxtune.layers.attention import Attention
 from jaxtune.layers.cache import KVCache
 from jaxtune.layers.context import LayerContext
-from jaxtune.layers.embedding import Embedding
+from jaxtune.layers.embedding import Embedding, with_noise
 from jaxtune.layers.linear import Linear
 from jaxtune.layers.mlp import MLP
 from jaxtune.layers.norm import RMSNorm
@@ -115,6 +115,7 @@ class Decoder(nnx.Module):
         adapters: bool = True,
         dropout_key: jax.Array | None = None,
         inputs_embeds: Float[Array, "B T D"] | None = None,
+        neftune_noise_alpha: int | float | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Hidden states after the final norm, and the cache with these positions in it.
 
@@ -126,8 +127,9 @@ class Decoder(nnx.Module):
             0 .. T-1.
           cache: Earlier positions to attend to as well; needs `segment_ids` and `positions`.
           adapters: False gives the base model's output.
-          dropout_key: Turns the adapters' dropout on.
+          dropout_key: Turns on the adapters' dropout, and the noise.
           inputs_embeds: Takes the place of the embedding's (scaled) output.
+          neftune_noise_alpha: Strength of the noise on the embedding; None or 0: none.
 
         Returns:
           Hidden states [B, T, D], and the cache (None if none was given).
@@ -136,6 +138,10 @@ class Decoder(nnx.Module):
         self._check_call(input_ids.shape[1], segment_ids, positions, cache)
         x = self.embed_tokens(input_ids, adapters=adapters)
         x = x if inputs_embeds is None else inputs_embeds
+        if dropout_key is not None and neftune_noise_alpha:
+            # The layers fold in their index, 0 to L - 1.
+            key = jax.random.fold_in(dropout_key, config.num_hidden_layers)
+            x = with_noise(x, key, neftune_noise_alpha, segment_ids)
         if positions is None:
             positions = default_positions(input_ids.shape[1], segment_ids)
         ropes = {

@@ -54,6 +54,8 @@ class SFTConfig(ScriptArguments):
       adam_epsilon: Added to the root of the second moment.
       max_grad_norm: Gradients are scaled down to this global norm; 0 turns it off.
       label_smoothing_factor: Share of a token's loss that is the mean over the vocabulary.
+      neftune_noise_alpha: Strength a of the noise U(-a, a) / sqrt(T D) on the embedding's output in
+        training; T is the length of the document, of a padded row its own. None: none.
       logging_steps: Steps between two log records.
       save_strategy: When `output_dir/checkpoint-{step}` is written: "no", "steps" (every
         `save_steps`, and after the last step) or "epoch"; None: "steps" where `output_dir` is
@@ -63,7 +65,7 @@ class SFTConfig(ScriptArguments):
       save_only_model: Leave out of them what only resuming needs.
       fp16: A request for float16; the model's own dtype wins, and a line says so.
       bf16: Likewise for bfloat16.
-      seed: Of the data order, of dropout, and of an adapter that the trainer makes.
+      seed: Of the data order, of dropout and noise, and of an adapter that the trainer makes.
       disable_tqdm: No progress bar.
     """
 
@@ -94,6 +96,7 @@ class SFTConfig(ScriptArguments):
     adam_epsilon: int | float = 1e-8
     max_grad_norm: int | float = 1.0
     label_smoothing_factor: int | float = 0.0
+    neftune_noise_alpha: int | float | None = None
     logging_steps: int = 1
     save_strategy: str | None = None
     save_steps: int | float = 500
@@ -117,6 +120,8 @@ class SFTConfig(ScriptArguments):
             _check(name, getattr(self, name), getattr(self, name) > 0, "> 0")
         for name in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "seed"):
             _check(name, getattr(self, name), getattr(self, name) >= 0, ">= 0")
+        alpha = self.neftune_noise_alpha
+        _check("neftune_noise_alpha", alpha, alpha is None or alpha >= 0, ">= 0 or None")
         _check("max_steps", self.max_steps, self.max_steps == -1 or self.max_steps > 0, "> 0 or -1")
         for name in ("max_length", "max_seq_length", "dataset_num_proc", "save_total_limit"):
             value = getattr(self, name)

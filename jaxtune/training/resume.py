@@ -81,20 +81,23 @@ def find_checkpoint(asked: Any, output_dir: Any) -> Path | None:
     return found[-1]
 
 
-def start_anew(model: LanguageModel, tx: optax.GradientTransformation, seed: int) -> Start:
+def start_anew(
+    model: LanguageModel, tx: optax.GradientTransformation, seed: int, *, draws: bool
+) -> Start:
     """The start of a run that resumes nothing.
 
     Args:
       model: What is trained in it.
       tx: The optimizer.
-      seed: Of dropout.
+      seed: Of dropout and noise.
+      draws: Whether there is any.
 
     Returns:
       Step 0.
     """
     return Start(
         opt_state=tx.init(split(model)[1]),
-        dropout_key=jax.random.key(seed) if model.has_dropout else None,
+        dropout_key=jax.random.key(seed) if draws else None,
     )
 
 
@@ -106,6 +109,7 @@ def resume(
     optim: str,
     total: int,
     identity: Identity,
+    draws: bool,
 ) -> Start:
     """Take a checkpoint over: its weights into the model, the rest into the start of the run.
 
@@ -119,6 +123,7 @@ def resume(
       optim: Its name in the options, for messages.
       total: Steps of the run.
       identity: Of the run.
+      draws: Whether the run has dropout or noise.
 
     Returns:
       Where the run goes on.
@@ -135,7 +140,7 @@ def resume(
     wanted = named_leaves(trainable)
     tensors = _adapter_tensors(folder, model, trainable)
     if manifest is None:
-        return _from_weights_alone(folder, model, tx, tensors, identity.seed)
+        return _from_weights_alone(folder, model, tx, tensors, seed=identity.seed, draws=draws)
     _check_identity(manifest.identity, identity)
     lora = {name for name, leaf in _variables(trainable).items() if isinstance(leaf, nnx.LoRAParam)}
     arrays = {TRAINED + name: leaf for name, leaf in wanted.items() if name not in lora}
@@ -144,9 +149,14 @@ def resume(
     arrays = {OPTIMIZER + name: leaf for name, leaf in states.items()}
     rule = f"the optimizer's state must fit the run's optim={optim!r}, saved by {manifest.optim!r}"
     _check_arrays(manifest, OPTIMIZER, arrays, rule)
-    key = jax.random.key_data(jax.random.key(identity.seed)) if model.has_dropout else None
+    key = jax.random.key_data(jax.random.key(identity.seed)) if draws else None
     arrays = {} if key is None else {DROPOUT_KEY: key}
-    _check_arrays(manifest, DROPOUT_KEY, arrays, "the model must have dropout in both runs or none")
+    _check_arrays(
+        manifest,
+        DROPOUT_KEY,
+        arrays,
+        "both runs must have dropout or noise (neftune_noise_alpha), or neither",
+    )
     state = _read_state(folder)
     _check_steps_left(state.global_step, total)
     tree = read_tree(folder / TREE_FOLDER, {name: manifest.blank(name) for name in manifest.arrays})
@@ -182,7 +192,9 @@ def _from_weights_alone(
     model: LanguageModel,
     tx: optax.GradientTransformation,
     tensors: dict[str, np.ndarray],
+    *,
     seed: int,
+    draws: bool,
 ) -> Start:
     """Step 0 with the weights of a folder that holds nothing else."""
     trained = {}
@@ -196,7 +208,7 @@ def _from_weights_alone(
         "as they were rounded for the file). Checkpoints of save_only_model=False hold all.",
         stacklevel=4,
     )
-    return start_anew(model, tx, seed)
+    return start_anew(model, tx, seed, draws=draws)
 
 
 def _set_weights(

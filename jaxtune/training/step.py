@@ -49,6 +49,7 @@ def loss(
     batch: Batch,
     *,
     label_smoothing: float = 0.0,
+    neftune_noise_alpha: int | float | None = None,
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Sum of the token losses of a batch, and the number of tokens in it.
 
@@ -62,6 +63,8 @@ def loss(
       batch: One micro-batch.
       label_smoothing: e in [0, 1): a token's loss becomes (1 - e) times itself plus e times the
         mean of -log p over the vocabulary.
+      neftune_noise_alpha: Strength of the embedding's noise, drawn where the batch has a
+        `dropout_key`; None: none.
 
     Returns:
       (loss_sum, token_count), float32 and int32.
@@ -74,6 +77,7 @@ def loss(
         segment_ids=segment_ids,
         positions=None if batch.positions is None else jnp.asarray(batch.positions),
         dropout_key=batch.dropout_key,
+        neftune_noise_alpha=neftune_noise_alpha,
     )
     return token_losses(model, hidden, batch, label_smoothing=label_smoothing)
 
@@ -117,6 +121,7 @@ def window_gradient(
     accumulation: int,
     *,
     label_smoothing: float = 0.0,
+    neftune_noise_alpha: int | float | None = None,
 ) -> tuple[nnx.State, Float[Array, ""], Int[Array, ""]]:
     """Gradient of the window's mean loss, that loss, and its token count.
 
@@ -130,12 +135,15 @@ def window_gradient(
       batch: All rows of the window, [accumulation * B, T]; or its micro-batches.
       accumulation: Micro-batches to cut a `Batch` into, in order.
       label_smoothing: As in `loss`.
+      neftune_noise_alpha: As in `loss`.
 
     Returns:
       (gradient, mean loss, token count); the gradient of a leaf is float32 at least.
     """
-    smoothed = functools.partial(loss, label_smoothing=label_smoothing)
-    value_and_grad = jax.value_and_grad(smoothed, argnums=1, has_aux=True)
+    trained = functools.partial(
+        loss, label_smoothing=label_smoothing, neftune_noise_alpha=neftune_noise_alpha
+    )
+    value_and_grad = jax.value_and_grad(trained, argnums=1, has_aux=True)
 
     def add(total: _Sums, micro: Batch) -> _Sums:
         (loss_sum, count), gradient = value_and_grad(graphdef, trainable, frozen, micro)
@@ -224,6 +232,7 @@ def make_train_step(
     accumulation: int = 1,
     max_grad_norm: int | float | None = None,
     label_smoothing: float = 0.0,
+    neftune_noise_alpha: int | float | None = None,
 ) -> Step:
     """Compile-once training step: micro-batches, clip and optimizer in one program.
 
@@ -233,6 +242,7 @@ def make_train_step(
       accumulation: Micro-batches a step; the rows of a `Batch` are cut in order.
       max_grad_norm: Global norm to clip to; None or 0: no clipping.
       label_smoothing: As in `loss`.
+      neftune_noise_alpha: As in `loss`.
 
     Returns:
       `step(trainable, opt_state, frozen, batch) -> (trainable, opt_state, metrics)`, which
@@ -246,14 +256,21 @@ def make_train_step(
         frozen: nnx.State,
         batch: Batch | MicroBatches,
     ) -> tuple[nnx.State, optax.OptState, dict[str, jax.Array]]:
-        if batch.dropout_key is None and merge(graphdef, trainable, frozen).has_dropout:
+        draws = neftune_noise_alpha or merge(graphdef, trainable, frozen).has_dropout
+        if batch.dropout_key is None and draws:
             raise ValueError(
-                "a model with lora_dropout > 0 needs `Batch.dropout_key` in a training step; got "
-                "None. Pass a key of its own to each step: "
+                "lora_dropout > 0 and NEFTune's noise need `Batch.dropout_key` in a training "
+                "step; got None. Pass a key of its own to each step: "
                 "jax.random.fold_in(jax.random.key(seed), step)."
             )
         gradient, mean_loss, tokens = window_gradient(
-            graphdef, trainable, frozen, batch, accumulation, label_smoothing=label_smoothing
+            graphdef,
+            trainable,
+            frozen,
+            batch,
+            accumulation,
+            label_smoothing=label_smoothing,
+            neftune_noise_alpha=neftune_noise_alpha,
         )
         norm = optax.tree.norm(gradient)
         if max_grad_norm:

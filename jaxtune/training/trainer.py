@@ -211,10 +211,16 @@ class SFTTrainer:
         tx = self._prepare_optimizer(total)
         identity = functools.cache(self._identity)
         if folder is None:
-            start = start_anew(self.model, tx, args.seed)
+            start = start_anew(self.model, tx, args.seed, draws=self._draws)
         else:
             start = resume(
-                folder, self.model, tx, optim=args.optim, total=total, identity=identity()
+                folder,
+                self.model,
+                tx,
+                optim=args.optim,
+                total=total,
+                identity=identity(),
+                draws=self._draws,
             )
         self.state = dataclasses.replace(
             start.state,
@@ -326,6 +332,7 @@ class SFTTrainer:
             accumulation=args.gradient_accumulation_steps,
             max_grad_norm=args.max_grad_norm,
             label_smoothing=args.label_smoothing_factor,
+            neftune_noise_alpha=args.neftune_noise_alpha,
         )
         key, skipped = start.dropout_key, start.window
         # A CPU's own memory is the host's: there is nothing to move, and nothing to go wrong.
@@ -386,6 +393,11 @@ class SFTTrainer:
             resplit=args.resplit,
         )
         return make_plan(np.array([len(row) for row in self.train_dataset.rows]), request)
+
+    @property
+    def _draws(self) -> bool:
+        """Whether steps need a PRNG key."""
+        return self.model.has_dropout or bool(self.args.neftune_noise_alpha)
 
     def _done(self) -> bool:
         return self.control.should_training_stop or self.state.global_step >= self.state.max_steps

@@ -53,6 +53,7 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"optim": "adamw_8bit", "logging_steps": 3},
     ),
     "dropout": (DROPOUT, {}),
+    "noise": (LORA, {"neftune_noise_alpha": 5.0}),
     "whole weights and ranks in bfloat16": ({**WHOLE, "dtype": "bfloat16"}, {}),
     "full, 8-bit states, bfloat16": ({"dtype": "bfloat16"}, {"optim": "adamw_8bit"}),
     "lion, constant": (LORA, {"optim": "lion_8bit", "lr_scheduler_type": "constant_with_warmup"}),
@@ -148,7 +149,7 @@ def test_other_options_are_refused(
         ({**LORA, "r": 8}, r"got shape \(4, .*wanted shape \(8, "),
         ({**LORA, "target_modules": ["q_proj"]}, "got shape .*wanted no tensor"),
         ({**LORA, "lora_alpha": 4}, "got a scale of 4.0 for .*wanted 1.0"),
-        (DROPOUT, "dropout in both runs or none; got nothing for `dropout_key`"),
+        (DROPOUT, "have dropout or noise .*, or neither; got nothing for `dropout_key`"),
         ({}, "got an adapter's in"),
     ],
 )
