@@ -26,6 +26,15 @@ TREE_FOLDER = "resume"  # optimizer state and the rest, by Orbax
 _NAME = re.compile(rf"{PREFIX}([0-9]+)")
 
 
+def folder_of(args: SFTConfig) -> Path:
+    """The folder of a run's checkpoints; a ValueError without one."""
+    if args.output_dir is None:
+        raise ValueError(
+            "saving needs a folder; `output_dir` is None. Pass SFTConfig(output_dir=...)."
+        )
+    return Path(args.output_dir)
+
+
 def save_is_due(event: str, state: TrainerState, saves: str) -> bool:
     """Whether a checkpoint is due, as transformers decides it.
 

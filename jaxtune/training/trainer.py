@@ -11,22 +11,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import optax
-from flax import nnx
 from tqdm.auto import tqdm
 
 from jaxtune import runtime
-from jaxtune.adapters.counting import count_parameters
 from jaxtune.data.collate import windows_per_epoch
-from jaxtune.data.plan import Plan, Request, describe, make_plan
+from jaxtune.data.plan import Plan, Request, make_plan
 from jaxtune.data.tokenize import tokenize_dataset
 from jaxtune.language_model import LanguageModel
-from jaxtune.models.placement import devices_of, split_rows
+from jaxtune.models.placement import devices_of
 from jaxtune.optim.registry import create_optimizer
 from jaxtune.optim.schedules import create_schedule
-from jaxtune.training.checkpoint import PREFIX, save_is_due
+from jaxtune.training.callbacks import CallbackHandler
+from jaxtune.training.checkpoint import PREFIX, folder_of
 from jaxtune.training.collators import check_collator
 from jaxtune.training.config import SFTConfig
 from jaxtune.training.data_report import report_lines
@@ -42,24 +40,14 @@ from jaxtune.training.inputs import (
     refuse_unbuilt,
     row_limit,
 )
-from jaxtune.training.interrupt import deferred_interrupt, exit_on_sigterm
+from jaxtune.training.interrupt import exit_on_sigterm
 from jaxtune.training.log import Log
+from jaxtune.training.loop import Loop
 from jaxtune.training.manifest import Identity
-from jaxtune.training.offload_check import check_offload
-from jaxtune.training.resume import (
-    Start,
-    find_checkpoint,
-    resume,
-    start_anew,
-)
+from jaxtune.training.resume import find_checkpoint, resume, start_anew
 from jaxtune.training.saver import Saver
-from jaxtune.training.state import (
-    TrainerControl,
-    TrainerState,
-    TrainOutput,
-    listens_to_saves,
-)
-from jaxtune.training.step import make_train_step, split
+from jaxtune.training.start_report import start_lines
+from jaxtune.training.state import TrainerControl, TrainerState, TrainOutput
 from jaxtune.training.whole_folder import clear_leftovers
 
 
@@ -147,9 +135,6 @@ class SFTTrainer:
                 "`train_dataset` must be given; got None. "
                 "Pass a datasets.Dataset or a list of mappings, [{'text': ...}, ...]."
             )
-        self.callbacks = list(callbacks or ())
-        self.state = TrainerState()
-        self.control = TrainerControl()
         limit = max_seq_length if max_seq_length is not None else self.args.row_limit
         self.model = ready_model(model, peft_config, limit, self.args.seed)
         check_embedding_rate(self.args, self.optimizer, self.model)
@@ -171,6 +156,19 @@ class SFTTrainer:
             assistant_only_loss=self.args.assistant_only_loss,
         )
         check_rows(self.train_dataset, self.model.config.vocab_size)
+        self.callback_handler = CallbackHandler(
+            callbacks or (), self.args, model=self.model, processing_class=self.tokenizer
+        )
+
+    @property
+    def state(self) -> TrainerState:
+        """Where the run stands."""
+        return self.callback_handler.state
+
+    @property
+    def control(self) -> TrainerControl:
+        """What callbacks ask for."""
+        return self.callback_handler.control
 
     @property
     def batch_size(self) -> int:
@@ -199,15 +197,17 @@ class SFTTrainer:
         runtime.use_compile_cache()
         args, plan = self.args, self._plan()
         if args.saves != "no":
-            self._output_dir().mkdir(parents=True, exist_ok=True)
-            clear_leftovers(self._output_dir(), PREFIX)
+            output_dir = folder_of(args)
+            output_dir.mkdir(parents=True, exist_ok=True)
+            clear_leftovers(output_dir, PREFIX)
         folder = find_checkpoint(resume_from_checkpoint, args.output_dir)
         size = (self.batch_size, args.gradient_accumulation_steps)
         per_epoch = windows_per_epoch(len(plan.bins), *size)
         total = (
             args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
         )
-        self.control = TrainerControl()
+        handler = self.callback_handler
+        handler.control = TrainerControl()
         tx = self._prepare_optimizer(total)
         identity = functools.cache(self._identity)
         if folder is None:
@@ -222,7 +222,7 @@ class SFTTrainer:
                 identity=identity(),
                 draws=self._draws,
             )
-        self.state = dataclasses.replace(
+        handler.state = dataclasses.replace(
             start.state,
             max_steps=total,
             num_train_epochs=math.ceil(total / per_epoch),
@@ -235,15 +235,26 @@ class SFTTrainer:
         saver = Saver(
             self.model, self.tokenizer, args, start, identity=identity, windows_per_epoch=per_epoch
         )
+        loop = Loop(
+            model=self.model,
+            args=args,
+            tx=tx,
+            plan=plan,
+            rows=self.train_dataset,
+            start=start,
+            handler=handler,
+            log=log,
+            saver=saver,
+        )
         started = time.perf_counter()
         with contextlib.closing(log), saver, exit_on_sigterm():
             try:
-                self._run(tx, start, log, saver, plan)
+                loop.run()
                 log.read()
             except (KeyboardInterrupt, SystemExit):
-                self._save_at_exit(log, saver)
+                loop.save_at_exit()
                 raise
-        self._tell("on_train_end")
+        handler.tell("on_train_end")
         return log.output(time.perf_counter() - started, math.prod(size))
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
@@ -255,7 +266,7 @@ class SFTTrainer:
         Raises:
           ValueError: Neither is given.
         """
-        folder = Path(output_dir) if output_dir is not None else self._output_dir()
+        folder = Path(output_dir) if output_dir is not None else folder_of(self.args)
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
@@ -320,65 +331,6 @@ class SFTTrainer:
         self.optimizer = checked_transformation(self.optimizer if made is None else made)
         return self.optimizer
 
-    def _run(
-        self, tx: optax.GradientTransformation, start: Start, log: Log, saver: Saver, plan: Plan
-    ) -> None:
-        """The loop: dispatch a step, bind its arrays, then read the metrics of the one before."""
-        args = self.args
-        graphdef, trainable, frozen = split(self.model)
-        step = make_train_step(
-            graphdef,
-            tx,
-            accumulation=args.gradient_accumulation_steps,
-            max_grad_norm=args.max_grad_norm,
-            label_smoothing=args.label_smoothing_factor,
-            neftune_noise_alpha=args.neftune_noise_alpha,
-        )
-        key, skipped = start.dropout_key, start.window
-        # A CPU's own memory is the host's: there is nothing to move, and nothing to go wrong.
-        untried = self.model.model.remat == "offload" and jax.default_backend() != "cpu"
-        flops_a_token = 6 * count_parameters(self.model)[1]
-        self._tell("on_train_begin")
-        if self._done():
-            return
-        for epoch in range(start.epoch, self.state.num_train_epochs):
-            for number, window in enumerate(
-                plan.windows(self.train_dataset, epoch, skipped), start=skipped + 1
-            ):
-                batch = split_rows(window.batch, self.model.carried.mesh)
-                if key is not None:
-                    step_key = jax.random.fold_in(key, self.state.global_step)
-                    batch = dataclasses.replace(batch, dropout_key=step_key)
-                if untried:
-                    check_offload(self.model, batch, self.batch_size)
-                    untried = False
-                with deferred_interrupt():
-                    trainable, saver.opt_state, metrics = step(
-                        trainable, saver.opt_state, frozen, batch
-                    )
-                    nnx.update(self.model, trainable)
-                    self._count(epoch, number, window.tokens, len(plan.bins))
-                    self.state.total_flos += flops_a_token * window.tokens
-                    log.take(metrics, window.tokens)
-                saver.check()
-                log.read(behind=1)
-                self._after("on_step_end", log, saver)
-                if self._done():
-                    break
-            skipped = 0
-            self._after("on_epoch_end", log, saver)
-            if self._done():
-                return
-
-    def _count(self, epoch: int, number: int, tokens: int, rows: int) -> None:
-        """Note a step of so many tokens, window `number` of an epoch of so many rows."""
-        args, state = self.args, self.state
-        micro_batches = math.ceil(rows / self.batch_size)
-        done = number * args.gradient_accumulation_steps
-        state.global_step += 1
-        state.epoch = epoch + min(done / micro_batches, 1.0)
-        state.num_input_tokens_seen += tokens
-
     def _plan(self) -> Plan:
         """How the rows are laid out; the same for the same rows and options."""
         args = self.args
@@ -399,33 +351,6 @@ class SFTTrainer:
         """Whether steps need a PRNG key."""
         return self.model.has_dropout or bool(self.args.neftune_noise_alpha)
 
-    def _done(self) -> bool:
-        return self.control.should_training_stop or self.state.global_step >= self.state.max_steps
-
-    def _after(self, event: str, log: Log, saver: Saver) -> None:
-        """Call the callbacks after a step or an epoch, and do what is due or they ask for."""
-        self._tell(event)
-        if self.control.should_log:
-            self.control.should_log = False
-            log.force()
-        if self.control.should_save or save_is_due(event, self.state, self.args.saves):
-            log.read()  # the state that is saved holds the record of its own step
-            self.control.should_save = False
-            saver.save(self._output_dir(), self.state, log.losses())
-            if any(map(listens_to_saves, self.callbacks)):
-                saver.wait()
-            self._tell("on_save")
-
-    def _save_at_exit(self, log: Log, saver: Saver) -> None:
-        """Save the last whole step of a run that is being stopped, unless it is saved already."""
-        if self.args.saves == "no" or saver.saved == self.state.global_step:
-            return
-        with deferred_interrupt():
-            log.read()
-            saver.save(self._output_dir(), self.state, log.losses())
-            saver.wait()
-        log.write(f"jaxtune: stopped and saved at step {self.state.global_step:,}")
-
     def _identity(self) -> Identity:
         """What decides which rows a step sees; reads all of them."""
         return Identity(
@@ -437,58 +362,16 @@ class SFTTrainer:
             packing=None if self._packing is None else f"{self._packing} to {self.max_length}",
         )
 
-    def _output_dir(self) -> Path:
-        if self.args.output_dir is None:
-            raise ValueError(
-                "saving needs a folder; `output_dir` is None. Pass SFTConfig(output_dir=...)."
-            )
-        return Path(self.args.output_dir)
-
     def _report_start(self, log: Log, plan: Plan, resumed: Path | None) -> None:
         """Say what is about to be trained, and what was done to the rows."""
-        trainable, total = count_parameters(self.model)
-        rows, args = self.train_dataset, self.args
-        log.write(
-            f"jaxtune: {len(plan.bins):,} rows, {self.state.max_steps:,} steps of "
-            f"{self.batch_size} x {args.gradient_accumulation_steps} rows, "
-            f"{trainable:,} of {total:,} parameters trained ({100 * trainable / total:.2f} %)"
-        )
-        if resumed is not None:
-            log.write(f"jaxtune: {resumed} is resumed at step {self.state.global_step:,}")
-        for asked, name in ((args.fp16, "float16"), (args.bf16, "bfloat16")):
-            if asked and self.model.dtype != name:
-                log.write(
-                    f"jaxtune: {name} was asked for; the model has {self.model.dtype}, and is "
-                    "trained in it (from_pretrained(dtype=...) decides)"
-                )
-        if args.gradient_checkpointing and self.model.model.remat == "none":
-            log.write(
-                "jaxtune: gradient_checkpointing was asked for; the model keeps all that its "
-                "backward pass reads (from_pretrained(use_gradient_checkpointing=...) decides)"
-            )
-        wishes = args.idle_wishes()
-        if wishes is not None:
-            log.write(f"jaxtune: {wishes}")
-        layout = describe(plan)
-        if layout is not None:
-            log.write(f"jaxtune: {layout}")
-        for line in report_lines(rows, self.tokenizer, self.max_length, colour=log.colour):
+        for line in start_lines(self.model, self.args, plan, self.state, resumed):
+            log.write(line)
+        rows, tokenizer = self.train_dataset, self.tokenizer
+        for line in report_lines(rows, tokenizer, self.max_length, colour=log.colour):
             log.write(line)
 
-    def _tell(self, event: str, **more: Any) -> None:
-        for callback in self.callbacks:
-            answer = getattr(callback, event)(
-                self.args,
-                self.state,
-                self.control,
-                model=self.model,
-                processing_class=self.tokenizer,
-                **more,
-            )
-            self.control = self.control if answer is None else answer
-
     def _tell_log(self, record: dict[str, float]) -> None:
-        self._tell("on_log", logs=record)
+        self.callback_handler.tell("on_log", logs=record)
 
 
 class UnslothTrainer(SFTTrainer):

@@ -1,0 +1,59 @@
+"""What is said before the first step: how large the run is, in what dtype, on which layout."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxtune.adapters.counting import count_parameters
+from jaxtune.data.plan import Plan, describe
+from jaxtune.language_model import LanguageModel
+from jaxtune.training.config import SFTConfig
+from jaxtune.training.state import TrainerState
+
+
+def start_lines(
+    model: LanguageModel,
+    args: SFTConfig,
+    plan: Plan,
+    state: TrainerState,
+    resumed: Path | None,
+) -> Iterator[str]:
+    """What is about to be trained.
+
+    Args:
+      model: What is trained in it is counted.
+      args: The options.
+      plan: How the rows are laid out.
+      state: Where the run begins, and how far it goes.
+      resumed: The checkpoint that it goes on from.
+
+    Yields:
+      Lines for a person.
+    """
+    trainable, total = count_parameters(model)
+    yield (
+        f"jaxtune: {len(plan.bins):,} rows, {state.max_steps:,} steps of "
+        f"{plan.request.batch_size} x {args.gradient_accumulation_steps} rows, "
+        f"{trainable:,} of {total:,} parameters trained ({100 * trainable / total:.2f} %)"
+    )
+    if resumed is not None:
+        yield f"jaxtune: {resumed} is resumed at step {state.global_step:,}"
+    for asked, name in ((args.fp16, "float16"), (args.bf16, "bfloat16")):
+        if asked and model.dtype != name:
+            yield (
+                f"jaxtune: {name} was asked for; the model has {model.dtype}, and is "
+                "trained in it (from_pretrained(dtype=...) decides)"
+            )
+    if args.gradient_checkpointing is not None:
+        recomputes = model.model.remat != "none"
+        if recomputes != bool(args.gradient_checkpointing):
+            yield (
+                f"jaxtune: gradient_checkpointing={args.gradient_checkpointing!r} was asked for; "
+                f"the model's plan is {model.model.remat!r} "
+                "(from_pretrained(use_gradient_checkpointing=...) decides)"
+            )
+    wishes = args.idle_wishes()
+    if wishes is not None:
+        yield f"jaxtune: {wishes}"
+    layout = describe(plan)
+    if layout is not None:
+        yield f"jaxtune: {layout}"
