@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxtune.config import DecoderConfig
 from jaxtune.layers.attention import Attention
@@ -22,7 +22,7 @@ from jaxtune.layers.residuals import ATTENTION_PROJECTION, MIDDLE, MLP_PROJECTIO
 from jaxtune.layers.rope import rope_tables
 from jaxtune.layers.variables import weight_of
 from jaxtune.models.carried import Carried
-from jaxtune.models.run import Remat, run_layers
+from jaxtune.models.run import Layer, Remat, finite_layers, run_layers
 
 
 class Block(nnx.Module):
@@ -55,23 +55,25 @@ class Block(nnx.Module):
         the norm of attention's output, and the one before the MLP has a name of its own.
         """
         on, kernels = context.adapters, context.row_kernels
+        dtype = context.cos.dtype  # of all but the stream, which is wider in float16
         normed, x = self.input_layernorm.of_stream(1 * x, None, adapters=on, kernels=kernels)
-        y, cache = self.self_attn(normed, context)
+        y, cache = self.self_attn(normed.astype(dtype), context)
         before_mlp = self.post_attention_layernorm
         if self.sandwich:
             y = named(y, ATTENTION_PROJECTION)
             y = self.post_attention_layernorm(y, adapters=on, kernels=kernels)
             before_mlp = self.pre_feedforward_layernorm
+        y = y.astype(x.dtype)
         if context.named_kept:
             # Added outside the norm: the backward pass then redoes the norm from the kept sum, and
             # not from attention's projection, which it would have to redo first.
             x, y = named(x + y, MIDDLE), None
         normed, x = before_mlp.of_stream(x, y, adapters=on, kernels=kernels)
-        y = self.mlp(normed, context)
+        y = self.mlp(normed.astype(dtype), context)
         if self.sandwich:
             y = named(y, MLP_PROJECTION)
             y = self.post_feedforward_layernorm(y, adapters=on, kernels=kernels)
-        return x + y, cache
+        return x + y.astype(x.dtype), cache
 
 
 class Decoder(nnx.Module):
@@ -134,8 +136,86 @@ class Decoder(nnx.Module):
         Returns:
           Hidden states [B, T, D], and the cache (None if none was given).
         """
-        config = self.config
         self._check_call(input_ids.shape[1], segment_ids, positions, cache)
+        x, layer = self._begin(
+            input_ids,
+            segment_ids,
+            positions,
+            adapters=adapters,
+            dropout_key=dropout_key,
+            inputs_embeds=inputs_embeds,
+            neftune_noise_alpha=neftune_noise_alpha,
+        )
+        if cache is not None and segment_ids is not None:
+            cache = cache.admit(segment_ids)
+        config, dtype = self.config, x.dtype
+        x, cache = run_layers(
+            self.layers,
+            layer,
+            x.astype(stream_dtype(dtype)),
+            cache,
+            config.num_hidden_layers,
+            len(config.period),
+            self.remat,
+        )
+        x = self.norm(x, adapters=adapters, kernels=self.row_kernels).astype(dtype)
+        return x, cache if cache is None else cache.advance(input_ids.shape[1])
+
+    def finite_parts(
+        self,
+        input_ids: Int[Array, "B T"],
+        *,
+        segment_ids: Int[Array, "B T"] | None,
+        positions: Int[Array, "B T"] | None,
+        dropout_key: jax.Array | None,
+        neftune_noise_alpha: int | float | None,
+    ) -> tuple[Float[Array, "B T D"], tuple[Bool[Array, ""], Bool[Array, " L"], Bool[Array, ""]]]:
+        """A training step's forward pass, and which parts of it are finite; compiles slowly.
+
+        Args:
+          input_ids: As in the call, like all that follows.
+          segment_ids: Likewise.
+          positions: Likewise.
+          dropout_key: Likewise.
+          neftune_noise_alpha: Likewise.
+
+        Returns:
+          Hidden states; whether the embedding, each layer's output and the final norm are finite.
+        """
+        x, layer = self._begin(
+            input_ids,
+            segment_ids,
+            positions,
+            adapters=True,
+            dropout_key=dropout_key,
+            inputs_embeds=None,
+            neftune_noise_alpha=neftune_noise_alpha,
+        )
+        dtype, embedded = x.dtype, jnp.isfinite(x).all()
+        config = self.config
+        x, layers = finite_layers(
+            self.layers,
+            layer,
+            x.astype(stream_dtype(dtype)),
+            config.num_hidden_layers,
+            len(config.period),
+        )
+        x = self.norm(x, adapters=True, kernels=self.row_kernels).astype(dtype)
+        return x, (embedded, layers, jnp.isfinite(x).all())
+
+    def _begin(
+        self,
+        input_ids: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None,
+        positions: Int[Array, "B T"] | None,
+        *,
+        adapters: bool,
+        dropout_key: jax.Array | None,
+        inputs_embeds: Float[Array, "B T D"] | None,
+        neftune_noise_alpha: int | float | None,
+    ) -> tuple[Float[Array, "B T D"], Layer]:
+        """The input of the first layer, in the compute dtype, and what applies a layer."""
+        config = self.config
         x = self.embed_tokens(input_ids, adapters=adapters)
         x = x if inputs_embeds is None else inputs_embeds
         if dropout_key is not None and neftune_noise_alpha:
@@ -148,8 +228,6 @@ class Decoder(nnx.Module):
             spec.rope: rope_tables(spec.rope, config.head_dim, positions, x.dtype)
             for spec in config.period
         }
-        if cache is not None and segment_ids is not None:
-            cache = cache.admit(segment_ids)
 
         def layer(
             block: Block, x: jax.Array, cache: KVCache | None, index: jax.Array, place: int
@@ -173,11 +251,7 @@ class Decoder(nnx.Module):
             )
             return block(x, context)
 
-        x, cache = run_layers(
-            self.layers, layer, x, cache, config.num_hidden_layers, len(config.period), self.remat
-        )
-        x = self.norm(x, adapters=adapters, kernels=self.row_kernels)
-        return x, cache if cache is None else cache.advance(input_ids.shape[1])
+        return x, layer
 
     @property
     def row_kernels(self) -> str:
@@ -329,6 +403,11 @@ def _logits(
         input_ids, segment_ids=segment_ids, positions=positions, adapters=adapters
     )
     return model.logits(hidden, adapters=adapters)
+
+
+def stream_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """Of the residual stream: float32 in place of float16, whose range it may leave."""
+    return jnp.dtype(jnp.float32) if dtype == jnp.float16 else dtype
 
 
 def default_positions(length: int, segment_ids: Int[Array, "B T"] | None) -> Int[Array, "_ T"]:

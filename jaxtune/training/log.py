@@ -1,12 +1,15 @@
 """Log records of a run: metrics are read one step late, so that the device never waits."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
 import numpy as np
 import optax
 
+from jaxtune.data.batch import Batch, MicroBatches
+from jaxtune.errors import NonFiniteLossError
 from jaxtune.training.config import SFTConfig
 from jaxtune.training.interrupt import deferred_interrupt
 from jaxtune.training.progress import Progress
@@ -26,8 +29,30 @@ class Losses:
     unlogged: tuple[float, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dispatched:
+    """A step that the device works on.
+
+    Attributes:
+      step: Its number.
+      epoch: After it.
+      tokens: Of its rows.
+      metrics: On the device.
+      batch: Its rows; a search for what is not finite runs them again.
+    """
+
+    step: int
+    epoch: float
+    tokens: int
+    metrics: dict[str, jax.Array]
+    batch: Batch | MicroBatches
+
+
 class Log:
-    """Turns device metrics into records `loss, grad_norm, learning_rate, epoch, step`."""
+    """Turns device metrics into records `loss, grad_norm, learning_rate, epoch, step`.
+
+    In float16 they have a `loss_scale` too.
+    """
 
     def __init__(
         self,
@@ -51,12 +76,14 @@ class Log:
         self.args = args
         self.tell = tell
         self.progress = Progress(state.max_steps, done=state.global_step, disable=args.disable_tqdm)
-        self.first = state.global_step
-        self.waiting: list[tuple[int, float, int, dict[str, jax.Array]]] = []
+        self.first, self.begun = state.global_step, state.epoch
+        self.waiting: list[Dispatched] = []
         self.total = losses.total
         self.unlogged = list(losses.unlogged)
         self.forced = False
         self.last: tuple[int, float, float] = (0, 0.0, 0.0)
+        self.loss_scale: float | None = None
+        self.skipped = 0
 
     @property
     def colour(self) -> bool:
@@ -67,9 +94,18 @@ class Log:
         """Print a line."""
         self.progress.write(line)
 
-    def take(self, metrics: dict[str, jax.Array], tokens: int) -> None:
+    def take(self, metrics: dict[str, jax.Array], tokens: int, batch: Batch | MicroBatches) -> None:
         """Take a step just dispatched; it is read when the next one has been."""
-        self.waiting.append((self.state.global_step, self.state.epoch, tokens, metrics))
+        state = self.state
+        self.waiting.append(
+            Dispatched(
+                step=state.global_step,
+                epoch=state.epoch,
+                tokens=tokens,
+                metrics=metrics,
+                batch=batch,
+            )
+        )
 
     def force(self) -> None:
         """Make a record of the last step, whatever its number."""
@@ -82,20 +118,58 @@ class Log:
         """Read the steps that are waiting, but for the last `behind`; blocks until they are done.
 
         An interrupt loses none of them: each is read once, whole.
+
+        Raises:
+          NonFiniteLossError: The run must end: a loss or a gradient is not finite.
         """
         while len(self.waiting) > behind:
-            number, epoch, tokens, metrics = self.waiting[0]
-            loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
-            due = number % self.args.logging_steps == 0 or number == self.state.max_steps
+            done = self.waiting[0]
+            loss, grad_norm = float(done.metrics["loss"]), float(done.metrics["grad_norm"])
+            self._check_finite(done, loss, grad_norm)
+            due = done.step % self.args.logging_steps == 0 or done.step == self.state.max_steps
             with deferred_interrupt():
                 del self.waiting[0]
-                self.total += loss
-                self.unlogged.append(loss)
-                self.last = (number, epoch, grad_norm)
-                self.progress.step(tokens)
+                self._read_scale(done.metrics, grad_norm)
+                if math.isfinite(loss):  # else float16 has overflowed, and the step was left out
+                    self.total += loss
+                    self.unlogged.append(loss)
+                self.last = (done.step, done.epoch, grad_norm)
+                self.progress.step(done.tokens)
                 record = self._record() if due or self.forced else None
             if record is not None:
                 self._tell_new(record)
+
+    def _check_finite(self, done: Dispatched, loss: float, grad_norm: float) -> None:
+        if not bool(done.metrics["halted"]):
+            return
+        rate = "" if self.schedule is None else f" at learning rate {self._rate(done.step):.3g}"
+        what, cure = f"loss {loss}, gradient norm {grad_norm}", "a lower learning rate"
+        if "loss_scale" in done.metrics:
+            what = f"every step overflows float16, down to a loss scale of 1 ({what})"
+            cure = "dtype='bfloat16' or 'float32'"
+        raise NonFiniteLossError(
+            f"a step's loss and gradient must be finite; got {what} in step {done.step}{rate}. "
+            f"Try {cure}, or look at the rows of that step.",
+            step=done.step,
+            batch=done.batch,
+        )
+
+    def _read_scale(self, metrics: dict[str, jax.Array], grad_norm: float) -> None:
+        """Of float16: the scale of the loss, and how many steps before this one were left out."""
+        if "loss_scale" in metrics:
+            self.loss_scale = float(metrics["loss_scale"])
+            self.skipped = int(metrics["skipped"]) - (not math.isfinite(grad_norm))
+
+    def _rate(self, step: int) -> float:
+        """The learning rate of a step; one that is left out does not move the schedule."""
+        return float(np.asarray(self.schedule(step - 1 - self.skipped))) if self.schedule else 0.0
+
+    def forget(self) -> tuple[int, float]:
+        """Drop the steps that are not read; return the number and epoch of the last one that is."""
+        for step in self.waiting:
+            self.state.num_input_tokens_seen -= step.tokens
+        self.waiting.clear()
+        return (self.last[0], self.last[1]) if self.last[0] else (self.first, self.begun)
 
     def losses(self) -> Losses:
         """What a resumed run must know to go on with the same records."""
@@ -104,9 +178,13 @@ class Log:
     def _record(self) -> dict[str, float]:
         """The record of the last step read, over the steps since the record before."""
         number, epoch, grad_norm = self.last
-        record = {"loss": float(np.mean(self.unlogged)), "grad_norm": grad_norm}
+        # NaN where float16 overflowed in every step since the last record.
+        loss = float(np.mean(self.unlogged)) if self.unlogged else math.nan
+        record = {"loss": loss, "grad_norm": grad_norm}
         if self.schedule is not None:
-            record["learning_rate"] = float(np.asarray(self.schedule(number - 1)))
+            record["learning_rate"] = self._rate(number)
+        if self.loss_scale is not None:
+            record["loss_scale"] = self.loss_scale
         record |= {"epoch": round(epoch, 4), "step": number}
         self.forced = False
         self.unlogged.clear()

@@ -4,12 +4,14 @@ import dataclasses
 import math
 
 import jax
+import numpy as np
 import optax
 from flax import nnx
 
 from jaxtune.adapters.counting import count_parameters
 from jaxtune.data.plan import Plan
 from jaxtune.data.rows import TokenizedRows
+from jaxtune.errors import NonFiniteLossError
 from jaxtune.language_model import LanguageModel
 from jaxtune.models.placement import split_rows
 from jaxtune.training.callbacks import CallbackHandler
@@ -17,6 +19,7 @@ from jaxtune.training.checkpoint import folder_of, save_is_due
 from jaxtune.training.config import SFTConfig
 from jaxtune.training.interrupt import deferred_interrupt
 from jaxtune.training.log import Log
+from jaxtune.training.non_finite import first_non_finite
 from jaxtune.training.offload_check import check_offload
 from jaxtune.training.resume import Start
 from jaxtune.training.saver import Saver
@@ -61,7 +64,7 @@ class Loop:
             label_smoothing=args.label_smoothing_factor,
             neftune_noise_alpha=args.neftune_noise_alpha,
         )
-        key, skipped = self.start.dropout_key, self.start.window
+        key, skipped, halted = self.start.dropout_key, self.start.window, np.bool_(False)
         # A CPU's own memory is the host's: there is nothing to move, and nothing to go wrong.
         untried = model.model.remat == "offload" and jax.default_backend() != "cpu"
         flops_a_token = 6 * count_parameters(model)[1]
@@ -81,12 +84,13 @@ class Loop:
                     untried = False
                 with deferred_interrupt():
                     trainable, saver.opt_state, metrics = step(
-                        trainable, saver.opt_state, frozen, batch
+                        trainable, saver.opt_state, frozen, batch, halted
                     )
+                    halted = metrics["halted"]
                     nnx.update(model, trainable)
                     self._count(epoch, number, window.tokens)
                     state.total_flos += flops_a_token * window.tokens
-                    self.log.take(metrics, window.tokens)
+                    self.log.take(metrics, window.tokens, batch)
                 saver.check()
                 self.log.read(behind=1)
                 self._after("on_step_end")
@@ -107,6 +111,21 @@ class Loop:
             self._save()
             self.saver.wait()
         self.log.write(f"jaxtune: stopped and saved at step {state.global_step:,}")
+
+    def explain(self, error: NonFiniteLossError) -> NonFiniteLossError:
+        """Go back to the last finite step, save it, and say what is not finite after it."""
+        state, args = self.handler.state, self.args
+        state.global_step, state.epoch = self.log.forget()
+        where = first_non_finite(
+            self.model, error.batch, args.gradient_accumulation_steps, args.neftune_noise_alpha
+        )
+        kept = f"The model is as it was after step {state.global_step}"
+        if args.saves != "no" and self.saver.saved != state.global_step:
+            # The optimizer has taken the gradient in, and is of no more use.
+            self.saver.save(folder_of(args), state, self.log.losses(), weights_alone=True)
+            kept += f", and saved in checkpoint-{state.global_step}"
+        message = f"{error} The first that is not finite is {where}. {kept}."
+        return NonFiniteLossError(message, step=error.step, batch=error.batch)
 
     def _count(self, epoch: int, number: int, tokens: int) -> None:
         """Note a step of so many tokens, window `number` of an epoch."""

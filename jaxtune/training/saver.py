@@ -57,7 +57,14 @@ class Saver:
         self._windows_per_epoch = windows_per_epoch
         self._writer = Writer()
 
-    def save(self, output_dir: Path, state: TrainerState, losses: Losses) -> None:
+    def save(
+        self,
+        output_dir: Path,
+        state: TrainerState,
+        losses: Losses,
+        *,
+        weights_alone: bool = False,
+    ) -> None:
         """Copy the run, and start to write `output_dir/checkpoint-{step}`.
 
         Waits for the write before it, so that there is one copy at most; and for the device.
@@ -66,13 +73,14 @@ class Saver:
           output_dir: Created if need be.
           state: Where the run stands; its last step is in `losses`.
           losses: From the log.
+          weights_alone: Leave out what only resuming needs, as `save_only_model` does.
 
         Raises:
           OSError: The write before this one failed, as may any other of its errors.
         """
         self._writer.wait()
         manifest = None
-        if not self.args.save_only_model:
+        if not (weights_alone or self.args.save_only_model):
             epoch, window = divmod(state.global_step, self._windows_per_epoch)
             manifest = Manifest(
                 identity=self._identity(),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 from tqdm.auto import tqdm
@@ -19,8 +20,10 @@ from jaxtune import runtime
 from jaxtune.data.collate import windows_per_epoch
 from jaxtune.data.plan import Plan, Request, make_plan
 from jaxtune.data.tokenize import tokenize_dataset
+from jaxtune.errors import NonFiniteLossError
 from jaxtune.language_model import LanguageModel
 from jaxtune.models.placement import devices_of
+from jaxtune.optim.loss_scale import dynamic_loss_scale
 from jaxtune.optim.registry import create_optimizer
 from jaxtune.optim.schedules import create_schedule
 from jaxtune.training.callbacks import CallbackHandler
@@ -193,6 +196,10 @@ class SFTTrainer:
 
         Raises:
           ValueError: There is no such checkpoint, or it is damaged or not one of this run.
+          NonFiniteLossError: A loss or gradient was NaN or infinite; the model is left as it was
+            before that step, with a checkpoint of it where `save_strategy` writes any. In float16
+            a step that overflows is left out, and the loss scaled less; this is raised where no
+            scale is left.
         """
         runtime.use_compile_cache()
         args, plan = self.args, self._plan()
@@ -254,6 +261,8 @@ class SFTTrainer:
             except (KeyboardInterrupt, SystemExit):
                 loop.save_at_exit()
                 raise
+            except NonFiniteLossError as error:
+                raise loop.explain(error) from None
         handler.tell("on_train_end")
         return log.output(time.perf_counter() - started, math.prod(size))
 
@@ -329,6 +338,8 @@ class SFTTrainer:
             self.lr_scheduler = self.create_scheduler(total_steps)
         made = self.create_optimizer()
         self.optimizer = checked_transformation(self.optimizer if made is None else made)
+        if self.model.dtype == jnp.float16:
+            return dynamic_loss_scale(self.optimizer)
         return self.optimizer
 
     def _plan(self) -> Plan:

@@ -53,6 +53,7 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"optim": "adamw_8bit", "logging_steps": 3},
     ),
     "dropout": (DROPOUT, {}),
+    "float16": ({**LORA, "dtype": "float16"}, {}),
     "noise": (LORA, {"neftune_noise_alpha": 5.0}),
     "whole weights and ranks in bfloat16": ({**WHOLE, "dtype": "bfloat16"}, {}),
     "full, 8-bit states, bfloat16": ({"dtype": "bfloat16"}, {"optim": "adamw_8bit"}),
