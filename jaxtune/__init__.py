@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from jaxtune.training.collators import DataCollatorForSeq2Seq as DataCollatorForSeq2Seq
     from jaxtune.training.config import SFTConfig as SFTConfig
     from jaxtune.training.config import UnslothTrainingArguments as UnslothTrainingArguments
+    from jaxtune.training.early_stopping import EarlyStoppingCallback as EarlyStoppingCallback
     from jaxtune.training.trainer import SFTTrainer as SFTTrainer
     from jaxtune.training.trainer import UnslothTrainer as UnslothTrainer
 
 _HOMES = {
     "DataCollatorForSeq2Seq": "jaxtune.training.collators",
+    "EarlyStoppingCallback": "jaxtune.training.early_stopping",
     "FastLanguageModel": "jaxtune.api",
     "SFTConfig": "jaxtune.training.config",
     "SFTTrainer": "jaxtune.training.trainer",
@@ -45,6 +47,7 @@ _HOMES = {
 
 __all__ = [
     "DataCollatorForSeq2Seq",
+    "EarlyStoppingCallback",
     "FastLanguageModel",
     "SFTConfig",
     "SFTTrainer",

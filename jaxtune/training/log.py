@@ -26,6 +26,25 @@ class Losses:
     unlogged: tuple[float, ...] = ()
 
 
+@dataclasses.dataclass(kw_only=True)
+class _Waiting:
+    """A step whose metrics have not been read yet.
+
+    Attributes:
+      step: Its number.
+      epoch: Passes over the data up to it.
+      tokens: In it.
+      metrics: On the device.
+      due: A record is made of it.
+    """
+
+    step: int
+    epoch: float
+    tokens: int
+    metrics: dict[str, jax.Array]
+    due: bool = False
+
+
 class Log:
     """Turns device metrics into records `loss, grad_norm, learning_rate, epoch, step`."""
 
@@ -42,20 +61,18 @@ class Log:
         Args:
           state: Gets the records in its `log_history`; its step is where the run begins.
           schedule: For the learning rate of a record; None: a record has none.
-          args: `logging_steps` and `disable_tqdm`.
+          args: `disable_tqdm`.
           tell: Called with each record.
           losses: From the run that is resumed.
         """
         self.state = state
         self.schedule = schedule
-        self.args = args
         self.tell = tell
         self.progress = Progress(state.max_steps, done=state.global_step, disable=args.disable_tqdm)
         self.first = state.global_step
-        self.waiting: list[tuple[int, float, int, dict[str, jax.Array]]] = []
+        self.waiting: list[_Waiting] = []
         self.total = losses.total
         self.unlogged = list(losses.unlogged)
-        self.forced = False
         self.last: tuple[int, float, float] = (0, 0.0, 0.0)
 
     @property
@@ -69,12 +86,15 @@ class Log:
 
     def take(self, metrics: dict[str, jax.Array], tokens: int) -> None:
         """Take a step just dispatched; it is read when the next one has been."""
-        self.waiting.append((self.state.global_step, self.state.epoch, tokens, metrics))
+        state = self.state
+        self.waiting.append(
+            _Waiting(step=state.global_step, epoch=state.epoch, tokens=tokens, metrics=metrics)
+        )
 
-    def force(self) -> None:
-        """Make a record of the last step, whatever its number."""
+    def mark(self) -> None:
+        """Make a record of the last step taken: once it is read, or now if it has been."""
         if self.waiting:
-            self.forced = True
+            self.waiting[-1].due = True
         elif self.unlogged:
             self._tell_new(self._record())
 
@@ -84,16 +104,15 @@ class Log:
         An interrupt loses none of them: each is read once, whole.
         """
         while len(self.waiting) > behind:
-            number, epoch, tokens, metrics = self.waiting[0]
-            loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
-            due = number % self.args.logging_steps == 0 or number == self.state.max_steps
+            its = self.waiting[0]
+            loss, grad_norm = float(its.metrics["loss"]), float(its.metrics["grad_norm"])
             with deferred_interrupt():
                 del self.waiting[0]
                 self.total += loss
                 self.unlogged.append(loss)
-                self.last = (number, epoch, grad_norm)
-                self.progress.step(tokens)
-                record = self._record() if due or self.forced else None
+                self.last = (its.step, its.epoch, grad_norm)
+                self.progress.step(its.tokens)
+                record = self._record() if its.due else None
             if record is not None:
                 self._tell_new(record)
 
@@ -108,7 +127,6 @@ class Log:
         if self.schedule is not None:
             record["learning_rate"] = float(np.asarray(self.schedule(number - 1)))
         record |= {"epoch": round(epoch, 4), "step": number}
-        self.forced = False
         self.unlogged.clear()
         self.state.log_history.append(record)
         return record
@@ -122,7 +140,7 @@ class Log:
         self.progress.close()
 
     def output(self, seconds: float, rows_a_step: int) -> TrainOutput:
-        """The run's summary, appended to the history.
+        """The run's summary, a record of its own.
 
         Args:
           seconds: Wall time of the run; its rates leave out what was done before it.
@@ -142,5 +160,7 @@ class Log:
             "train_loss": loss,
             "epoch": round(self.state.epoch, 4),
         }
-        self.state.log_history.append({**metrics, "step": steps})
+        record = {**metrics, "step": steps}
+        self.state.log_history.append(record)
+        self.tell(record)
         return TrainOutput(steps, loss, metrics)

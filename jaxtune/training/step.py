@@ -15,6 +15,8 @@ from jaxtune.data.batch import IGNORE, Batch, MicroBatches, shift_labels
 from jaxtune.models.decoder import CausalLM
 from pallas_kernels import linear_cross_entropy
 
+# Also makes cuDNN's attention choose a backward pass without atomic additions.
+DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 # Of the micro-batches so far: gradient, loss, tokens counted.
 _Sums = tuple[nnx.State, jax.Array, jax.Array]
 Step = Callable[
@@ -224,6 +226,7 @@ def make_train_step(
     accumulation: int = 1,
     max_grad_norm: int | float | None = None,
     label_smoothing: float = 0.0,
+    deterministic: bool = False,
 ) -> Step:
     """Compile-once training step: micro-batches, clip and optimizer in one program.
 
@@ -233,6 +236,8 @@ def make_train_step(
       accumulation: Micro-batches a step; the rows of a `Batch` are cut in order.
       max_grad_norm: Global norm to clip to; None or 0: no clipping.
       label_smoothing: As in `loss`.
+      deterministic: Have XLA choose operations whose results do not depend on the order of its
+        threads; slower on a GPU.
 
     Returns:
       `step(trainable, opt_state, frozen, batch) -> (trainable, opt_state, metrics)`, which
@@ -267,4 +272,5 @@ def make_train_step(
         updated: Any = optax.apply_updates(trainable, updates)
         return updated, opt_state, metrics
 
-    return jax.jit(step, donate_argnums=(0, 1))
+    options = DETERMINISTIC if deterministic else None
+    return jax.jit(step, donate_argnums=(0, 1), compiler_options=options)
