@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from jaxtune.training.config import SFTConfig as SFTConfig
     from jaxtune.training.config import TrainingArguments as TrainingArguments
     from jaxtune.training.config import UnslothTrainingArguments as UnslothTrainingArguments
+    from jaxtune.training.early_stopping import EarlyStoppingCallback as EarlyStoppingCallback
     from jaxtune.training.trainer import SFTTrainer as SFTTrainer
     from jaxtune.training.trainer import UnslothTrainer as UnslothTrainer
 
 _HOMES = {
     "DataCollatorForSeq2Seq": "jaxtune.training.collators",
+    "EarlyStoppingCallback": "jaxtune.training.early_stopping",
     "FastLanguageModel": "jaxtune.api",
     "SFTConfig": "jaxtune.training.config",
     "SFTTrainer": "jaxtune.training.trainer",
@@ -47,6 +49,7 @@ _HOMES = {
 
 __all__ = [
     "DataCollatorForSeq2Seq",
+    "EarlyStoppingCallback",
     "FastLanguageModel",
     "SFTConfig",
     "SFTTrainer",

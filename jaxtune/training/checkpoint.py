@@ -35,25 +35,6 @@ def folder_of(args: SFTConfig) -> Path:
     return Path(args.output_dir)
 
 
-def save_is_due(event: str, state: TrainerState, saves: str) -> bool:
-    """Whether a checkpoint is due, as transformers decides it.
-
-    Args:
-      event: "on_step_end" or "on_epoch_end".
-      state: Where the run stands.
-      saves: "no", "steps" (every `state.save_steps`, and after the last step) or "epoch".
-
-    Returns:
-      True if it is.
-
-    Source: transformers `trainer_callback.py`, `DefaultFlowCallback`.
-    """
-    if event == "on_epoch_end":
-        return saves == "epoch"
-    last = state.global_step >= state.max_steps
-    return saves == "steps" and (last or state.global_step % state.save_steps == 0)
-
-
 def write_checkpoint(output_dir: Path, snapshot: Snapshot, tokenizer: Any, args: SFTConfig) -> Path:
     """Write where a run stands; then remove the oldest checkpoints over `save_total_limit`.
 

@@ -7,18 +7,19 @@ from typing import Any
 
 from jaxtune.config import PACKING_STRATEGIES
 from jaxtune.errors import NotBuiltYetError
+from jaxtune.training.control_options import ControlOptions, check_control
 from jaxtune.training.script_arguments import ScriptArguments
 
 DEFAULT_WARMUP = 0.1  # of all steps
-SAVE_STRATEGIES = ("no", "steps", "epoch")
+SAVE_STRATEGIES = ("no", "steps", "epoch", "best")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SFTConfig(ScriptArguments):
+class SFTConfig(ControlOptions, ScriptArguments):
     """Options of `SFTTrainer`; every field is read.
 
-    Defaults are TRL's names with Unsloth's values. What else scripts pass is in
-    `ScriptArguments`.
+    Defaults are TRL's names with Unsloth's values. When things happen is in `ControlOptions`, what
+    else scripts pass in `ScriptArguments`.
 
     Attributes:
       output_dir: Where checkpoints and `SFTTrainer.save_model` write; None: nowhere.
@@ -56,10 +57,10 @@ class SFTConfig(ScriptArguments):
       label_smoothing_factor: Share of a token's loss that is the mean over the vocabulary.
       neftune_noise_alpha: Strength a of the noise U(-a, a) / sqrt(T D) on the embedding's output in
         training; T is the length of the document, of a padded row its own. None: none.
-      logging_steps: Steps between two log records.
+      logging_steps: Steps between two log records; below 1 it is a share of all steps.
       save_strategy: When `output_dir/checkpoint-{step}` is written: "no", "steps" (every
-        `save_steps`, and after the last step) or "epoch"; None: "steps" where `output_dir` is
-        given, else "no".
+        `save_steps`, and after the last step), "epoch", or "best" (after an evaluation better
+        than all before); None: "steps" where `output_dir` is given, else "no".
       save_steps: Steps between two checkpoints; below 1 it is a share of all steps.
       save_total_limit: Checkpoints that are kept, the newest and the best; None: all.
       save_only_model: Leave out of them what only resuming needs.
@@ -97,7 +98,7 @@ class SFTConfig(ScriptArguments):
     max_grad_norm: int | float = 1.0
     label_smoothing_factor: int | float = 0.0
     neftune_noise_alpha: int | float | None = None
-    logging_steps: int = 1
+    logging_steps: int | float = 1
     save_strategy: str | None = None
     save_steps: int | float = 500
     save_total_limit: int | None = None
@@ -147,6 +148,7 @@ class SFTConfig(ScriptArguments):
                 "`fp16` and `bf16` ask for two dtypes; got both. Pass one of them, or neither."
             )
         self._check_saving()
+        check_control(self)
 
     def _check_saving(self) -> None:
         """Check that what is to be saved has a time and a place."""
@@ -170,11 +172,10 @@ class SFTConfig(ScriptArguments):
             return self.save_strategy
         return "no" if self.output_dir is None else "steps"
 
-    def save_interval(self, total_steps: int) -> int:
-        """Steps between two checkpoints; a share is rounded up, as transformers does."""
-        if self.save_steps < 1:
-            return _share(self.save_steps, total_steps)
-        return int(self.save_steps)
+    def interval(self, name: str, total_steps: int) -> int:
+        """Steps between two of "logging", "eval" or "save"; a share is rounded up, as theirs."""
+        steps = getattr(self, f"{name}_steps")
+        return _share(steps, total_steps) if steps < 1 else int(steps)
 
     @property
     def row_limit(self) -> int | None:
@@ -226,11 +227,12 @@ class TrainingArguments(SFTConfig):
     """`SFTConfig` with transformers' defaults; every trainer takes both."""
 
     per_device_train_batch_size: int = 8
+    per_device_eval_batch_size: int = 8
     gradient_accumulation_steps: int = 1
     warmup_steps: int | float = 0
     optim: str = "adamw_torch_fused"
     weight_decay: int | float = 0.0
-    logging_steps: int = 500
+    logging_steps: int | float = 500
     seed: int = 42
 
 

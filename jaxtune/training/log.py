@@ -29,16 +29,17 @@ class Losses:
     unlogged: tuple[float, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Dispatched:
-    """A step that the device works on.
+@dataclasses.dataclass(kw_only=True)
+class _Waiting:
+    """A step whose metrics have not been read yet.
 
     Attributes:
       step: Its number.
-      epoch: After it.
-      tokens: Of its rows.
+      epoch: Passes over the data up to it.
+      tokens: In it.
       metrics: On the device.
       batch: Its rows; a search for what is not finite runs them again.
+      due: A record is made of it.
     """
 
     step: int
@@ -46,6 +47,7 @@ class Dispatched:
     tokens: int
     metrics: dict[str, jax.Array]
     batch: Batch | MicroBatches
+    due: bool = False
 
 
 class Log:
@@ -67,20 +69,18 @@ class Log:
         Args:
           state: Gets the records in its `log_history`; its step is where the run begins.
           schedule: For the learning rate of a record; None: a record has none.
-          args: `logging_steps` and `disable_tqdm`.
+          args: `disable_tqdm`.
           tell: Called with each record.
           losses: From the run that is resumed.
         """
         self.state = state
         self.schedule = schedule
-        self.args = args
         self.tell = tell
         self.progress = Progress(state.max_steps, done=state.global_step, disable=args.disable_tqdm)
         self.first, self.begun = state.global_step, state.epoch
-        self.waiting: list[Dispatched] = []
+        self.waiting: list[_Waiting] = []
         self.total = losses.total
         self.unlogged = list(losses.unlogged)
-        self.forced = False
         self.last: tuple[int, float, float] = (0, 0.0, 0.0)
         self.loss_scale: float | None = None
         self.skipped = 0
@@ -98,7 +98,7 @@ class Log:
         """Take a step just dispatched; it is read when the next one has been."""
         state = self.state
         self.waiting.append(
-            Dispatched(
+            _Waiting(
                 step=state.global_step,
                 epoch=state.epoch,
                 tokens=tokens,
@@ -107,10 +107,10 @@ class Log:
             )
         )
 
-    def force(self) -> None:
-        """Make a record of the last step, whatever its number."""
+    def mark(self) -> None:
+        """Make a record of the last step taken: once it is read, or now if it has been."""
         if self.waiting:
-            self.forced = True
+            self.waiting[-1].due = True
         elif self.unlogged:
             self._tell_new(self._record())
 
@@ -123,23 +123,22 @@ class Log:
           NonFiniteLossError: The run must end: a loss or a gradient is not finite.
         """
         while len(self.waiting) > behind:
-            done = self.waiting[0]
-            loss, grad_norm = float(done.metrics["loss"]), float(done.metrics["grad_norm"])
-            self._check_finite(done, loss, grad_norm)
-            due = done.step % self.args.logging_steps == 0 or done.step == self.state.max_steps
+            its = self.waiting[0]
+            loss, grad_norm = float(its.metrics["loss"]), float(its.metrics["grad_norm"])
+            self._check_finite(its, loss, grad_norm)
             with deferred_interrupt():
                 del self.waiting[0]
-                self._read_scale(done.metrics, grad_norm)
+                self._read_scale(its.metrics, grad_norm)
                 if math.isfinite(loss):  # else float16 has overflowed, and the step was left out
                     self.total += loss
                     self.unlogged.append(loss)
-                self.last = (done.step, done.epoch, grad_norm)
-                self.progress.step(done.tokens)
-                record = self._record() if due or self.forced else None
+                self.last = (its.step, its.epoch, grad_norm)
+                self.progress.step(its.tokens)
+                record = self._record() if its.due else None
             if record is not None:
                 self._tell_new(record)
 
-    def _check_finite(self, done: Dispatched, loss: float, grad_norm: float) -> None:
+    def _check_finite(self, done: _Waiting, loss: float, grad_norm: float) -> None:
         if not bool(done.metrics["halted"]):
             return
         rate = "" if self.schedule is None else f" at learning rate {self._rate(done.step):.3g}"
@@ -186,7 +185,6 @@ class Log:
         if self.loss_scale is not None:
             record["loss_scale"] = self.loss_scale
         record |= {"epoch": round(epoch, 4), "step": number}
-        self.forced = False
         self.unlogged.clear()
         self.state.log_history.append(record)
         return record
@@ -200,7 +198,7 @@ class Log:
         self.progress.close()
 
     def output(self, seconds: float, rows_a_step: int) -> TrainOutput:
-        """The run's summary, appended to the history.
+        """The run's summary, a record of its own.
 
         Args:
           seconds: Wall time of the run; its rates leave out what was done before it.
@@ -220,5 +218,7 @@ class Log:
             "train_loss": loss,
             "epoch": round(self.state.epoch, 4),
         }
-        self.state.log_history.append({**metrics, "step": steps})
+        record = {**metrics, "step": steps}
+        self.state.log_history.append(record)
+        self.tell(record)
         return TrainOutput(steps, loss, metrics)

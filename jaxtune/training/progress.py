@@ -6,6 +6,11 @@ import time
 from tqdm.auto import tqdm
 
 
+def evaluation_bar(rows: int, *, disable: bool) -> tqdm:
+    """A bar over the rows of an evaluation, gone when it is closed."""
+    return tqdm(total=rows, desc="evaluating", unit="row", leave=False, disable=disable)
+
+
 class Progress:
     """A progress bar over optimizer steps; tqdm shows rate and time left.
 

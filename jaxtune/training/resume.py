@@ -24,7 +24,7 @@ from jaxtune.training.named_leaves import named_leaves, with_values
 from jaxtune.training.saved_adapter import read_matching_adapter
 from jaxtune.training.saved_tree import read_tree
 from jaxtune.training.snapshot import DROPOUT_KEY, OPTIMIZER, TRAINED
-from jaxtune.training.state import TrainerState
+from jaxtune.training.state import TrainerControl, TrainerState
 from jaxtune.training.step import split
 
 
@@ -39,6 +39,8 @@ class Start:
       epoch: Pass over the data, from 0.
       window: Windows of it that are done.
       losses: Of the steps so far.
+      unfinished: The checkpoint's step was not evaluated yet, and was to be.
+      unsaved: Nor was it saved after that.
     """
 
     opt_state: Any
@@ -47,6 +49,8 @@ class Start:
     epoch: int = 0
     window: int = 0
     losses: Losses = dataclasses.field(default_factory=Losses)
+    unfinished: bool = False
+    unsaved: bool = False
 
 
 def find_checkpoint(asked: Any, output_dir: Any) -> Path | None:
@@ -158,10 +162,18 @@ def resume(
         "both runs must have dropout or noise (neftune_noise_alpha), or neither",
     )
     state = _read_state(folder)
+    best = state.best_model_checkpoint
+    if best is not None and not Path(best).is_dir():
+        warnings.warn(
+            f"{best} was the best checkpoint and is gone; until a better one this run has none.",
+            stacklevel=3,
+        )
+        state.best_model_checkpoint = None
     _check_steps_left(state.global_step, total)
     tree = read_tree(folder / TREE_FOLDER, {name: manifest.blank(name) for name in manifest.arrays})
     _set_weights(model, tensors, _below(tree, TRAINED))
     _, trainable, _ = split(model)
+    control = state.stateful_callbacks.get(TrainerControl.__name__, {}).get("args", {})
     return Start(
         opt_state=with_values(tx.init(trainable), _below(tree, OPTIMIZER)),
         dropout_key=None if key is None else _key(tree[DROPOUT_KEY]),
@@ -169,7 +181,33 @@ def resume(
         epoch=manifest.epoch,
         window=manifest.window,
         losses=Losses(total=manifest.loss_total, unlogged=tuple(manifest.unlogged)),
+        unfinished=control.get("should_evaluate", False),
+        unsaved=control.get("should_save", False),
     )
+
+
+def load_weights(folder: Path, model: LanguageModel) -> None:
+    """Give the model the weights of a checkpoint of its run, and nothing else of it.
+
+    Args:
+      folder: The checkpoint.
+      model: Changed in place, after every check has passed.
+
+    Raises:
+      CheckpointError: A file is missing or damaged.
+      IncompatibleCheckpointError: It is one of another adapter.
+    """
+    _, trainable, _ = split(model)
+    tensors = _adapter_tensors(folder, model, trainable)
+    if not (folder / MANIFEST_FILE).is_file():
+        _set_weights(model, tensors, _whole_weights(folder, model))
+        return
+    manifest = read_manifest(folder)
+    tree: dict[str, np.ndarray] = {}
+    if any(name.startswith(TRAINED) for name in manifest.arrays):
+        blank = {name: manifest.blank(name) for name in manifest.arrays}
+        tree = read_tree(folder / TREE_FOLDER, blank)
+    _set_weights(model, tensors, _below(tree, TRAINED))
 
 
 def _adapter_tensors(
@@ -197,11 +235,7 @@ def _from_weights_alone(
     draws: bool,
 ) -> Start:
     """Step 0 with the weights of a folder that holds nothing else."""
-    trained = {}
-    if model.carried.adapter is None:
-        loaded = load_model(folder, type(model), model.config, dtype=jnp.float32, progress=False)
-        trained = named_leaves(nnx.state(loaded))
-    _set_weights(model, tensors, trained)
+    _set_weights(model, tensors, _whole_weights(folder, model))
     warnings.warn(
         f"{folder} holds weights alone: the optimizer's state, the step and the place in the data "
         "are lost, and the run begins at step 0 with these weights (those that are trained whole "
@@ -209,6 +243,14 @@ def _from_weights_alone(
         stacklevel=4,
     )
     return start_anew(model, tx, seed, draws=draws)
+
+
+def _whole_weights(folder: Path, model: LanguageModel) -> dict[str, Any]:
+    """The weights of a fully fine-tuned model, as they were rounded for the file."""
+    if model.carried.adapter is not None:
+        return {}
+    loaded = load_model(folder, type(model), model.config, dtype=jnp.float32, progress=False)
+    return named_leaves(nnx.state(loaded))
 
 
 def _set_weights(

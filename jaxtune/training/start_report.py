@@ -1,5 +1,6 @@
-"""What is said before the first step: how large the run is, in what dtype, on which layout."""
+"""How a run begins: its state, and what is said of its size, dtype and layout."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,29 @@ from jaxtune.data.plan import Plan, describe
 from jaxtune.language_model import LanguageModel
 from jaxtune.training.config import SFTConfig
 from jaxtune.training.state import TrainerState
+
+
+def state_of(begun: TrainerState, args: SFTConfig, steps: int, epochs: int) -> TrainerState:
+    """Where a run begins, and how far it goes.
+
+    Args:
+      begun: Of the checkpoint that it goes on from, or nothing yet.
+      args: The intervals.
+      steps: Of the whole run.
+      epochs: Passes over the data that they take, the last one begun.
+
+    Returns:
+      The state, with intervals in steps.
+    """
+    return dataclasses.replace(
+        begun,
+        max_steps=steps,
+        num_train_epochs=epochs,
+        logging_steps=args.interval("logging", steps),
+        eval_steps=begun.eval_steps if args.eval_steps is None else args.interval("eval", steps),
+        save_steps=args.interval("save", steps),
+        train_batch_size=args.per_device_train_batch_size,
+    )
 
 
 def start_lines(

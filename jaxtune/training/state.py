@@ -19,6 +19,33 @@ class TrainOutput(NamedTuple):
     metrics: dict[str, float]
 
 
+class EvalPrediction(NamedTuple):
+    """What `compute_metrics` gets.
+
+    Attributes:
+      predictions: Logits, or what `preprocess_logits_for_metrics` made of them, [rows, longest,
+        ...]; -100 behind the end of a row.
+      label_ids: Labels aligned with the input, [rows, longest]; -100 is ignored, and padding.
+    """
+
+    predictions: Any
+    label_ids: Any
+
+
+class PredictionOutput(NamedTuple):
+    """What `predict` returns.
+
+    Attributes:
+      predictions: As `compute_metrics` gets them; None with `prediction_loss_only`.
+      label_ids: Likewise.
+      metrics: test_loss, test_runtime (s) and the others of an evaluation.
+    """
+
+    predictions: Any
+    label_ids: Any
+    metrics: dict[str, Any]
+
+
 @dataclasses.dataclass
 class TrainerState:
     """Where the run stands; changed by the trainer, read by callbacks.
@@ -77,10 +104,18 @@ class TrainerControl:
 
     Attributes:
       should_training_stop: End the run after this step.
-      should_log: Make a log record of this step.
+      should_epoch_stop: Go on with the next pass over the data after this step.
       should_save: Write a checkpoint after this step, or after this epoch from `on_epoch_end`.
+      should_evaluate: Evaluate after this step, or after this epoch.
+      should_log: Make a log record of this step.
     """
 
     should_training_stop: bool = False
-    should_log: bool = False
+    should_epoch_stop: bool = False
     should_save: bool = False
+    should_evaluate: bool = False
+    should_log: bool = False
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, in transformers' form."""
+        return {"args": dataclasses.asdict(self), "attributes": {}}

@@ -16,6 +16,8 @@ from jaxtune.models.decoder import CausalLM
 from jaxtune.optim.loss_scale import LossScaleState
 from pallas_kernels import linear_cross_entropy
 
+# Also makes cuDNN's attention choose a backward pass without atomic additions.
+DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 # Of the micro-batches so far: gradient, loss, tokens counted.
 _Sums = tuple[nnx.State, jax.Array, jax.Array]
 Step = Callable[..., tuple[nnx.State, optax.OptState, dict[str, jax.Array]]]
@@ -273,6 +275,7 @@ def make_train_step(
     max_grad_norm: int | float | None = None,
     label_smoothing: float = 0.0,
     neftune_noise_alpha: int | float | None = None,
+    deterministic: bool = False,
 ) -> Step:
     """Compile-once training step: micro-batches, clip and optimizer in one program.
 
@@ -283,6 +286,8 @@ def make_train_step(
       max_grad_norm: Global norm to clip to; None or 0: no clipping.
       label_smoothing: As in `loss`.
       neftune_noise_alpha: As in `loss`.
+      deterministic: Have XLA choose operations whose results do not depend on the order of its
+        threads; slower on a GPU.
 
     Returns:
       `step(trainable, opt_state, frozen, batch, halted=None) -> (trainable, opt_state, metrics)`,
@@ -338,4 +343,5 @@ def make_train_step(
         updated: Any = optax.apply_updates(trainable, updates)
         return updated, opt_state, metrics
 
-    return jax.jit(step, donate_argnums=(0, 1))
+    options = DETERMINISTIC if deterministic else None
+    return jax.jit(step, donate_argnums=(0, 1), compiler_options=options)

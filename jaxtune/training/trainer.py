@@ -1,7 +1,6 @@
 """`SFTTrainer`: supervised fine-tuning under TRL's names; it sequences pure functions."""
 
 import contextlib
-import dataclasses
 import functools
 import math
 import os
@@ -17,7 +16,6 @@ import optax
 from tqdm.auto import tqdm
 
 from jaxtune import runtime
-from jaxtune.data.collate import windows_per_epoch
 from jaxtune.data.plan import Plan, Request, make_plan
 from jaxtune.data.tokenize import tokenize_dataset
 from jaxtune.errors import NonFiniteLossError
@@ -26,21 +24,24 @@ from jaxtune.models.placement import devices_of
 from jaxtune.optim.loss_scale import dynamic_loss_scale
 from jaxtune.optim.registry import create_optimizer
 from jaxtune.optim.schedules import create_schedule
+from jaxtune.training.best_model import settle_best
 from jaxtune.training.callbacks import CallbackHandler
 from jaxtune.training.checkpoint import PREFIX, folder_of
 from jaxtune.training.collators import check_collator
 from jaxtune.training.config import SFTConfig
+from jaxtune.training.control_options import with_derived
 from jaxtune.training.data_report import report_lines
 from jaxtune.training.embedding_rate import check_embedding_rate, embedding_schedule, rate_lines
+from jaxtune.training.evaluation_methods import EvaluationMethods
 from jaxtune.training.inputs import (
     Optimizers,
+    check_evaluation,
     check_rows,
     checked_args,
     checked_optimizers,
     checked_transformation,
     one_tokenizer,
     ready_model,
-    refuse_unbuilt,
     row_limit,
 )
 from jaxtune.training.interrupt import exit_on_sigterm
@@ -49,12 +50,12 @@ from jaxtune.training.loop import Loop
 from jaxtune.training.manifest import Identity
 from jaxtune.training.resume import find_checkpoint, resume, start_anew
 from jaxtune.training.saver import Saver
-from jaxtune.training.start_report import start_lines
+from jaxtune.training.start_report import start_lines, state_of
 from jaxtune.training.state import TrainerControl, TrainerState, TrainOutput
 from jaxtune.training.whole_folder import clear_leftovers
 
 
-class SFTTrainer:
+class SFTTrainer(EvaluationMethods):
     """Fine-tunes what is trainable in a model: adapters, or all of it.
 
     Loss: sum of token losses over the tokens of the whole accumulation window. Rows in the order
@@ -66,6 +67,7 @@ class SFTTrainer:
       args: The options.
       state: Where the run stands.
       train_dataset: The tokenised rows.
+      eval_dataset: Those of evaluations, or several sets by name, or None.
       optimizer: The optax transformation of the run, from `create_optimizer`.
       lr_scheduler: The schedule that records of the learning rate come from; None: unknown.
     """
@@ -80,6 +82,7 @@ class SFTTrainer:
         processing_class: Any = None,
         *,
         compute_metrics: Callable[..., Any] | None = None,
+        preprocess_logits_for_metrics: Callable[..., Any] | None = None,
         callbacks: Sequence[Any] | None = None,
         optimizers: Optimizers = (None, None),
         peft_config: Any = None,
@@ -101,10 +104,12 @@ class SFTTrainer:
           data_collator: `DataCollatorForSeq2Seq`, which pads as this trainer does; no other yet.
           train_dataset: A `datasets.Dataset` or a list of mappings: of texts, messages, prompts
             and completions, or token ids.
-          eval_dataset: Not built yet.
+          eval_dataset: Like `train_dataset`, or several of them by name.
           processing_class: TRL's newer name of `tokenizer`.
-          compute_metrics: Not built yet.
-          callbacks: `TrainerCallback`s, ours or transformers', called as the run goes on.
+          compute_metrics: Function of an `EvalPrediction` that gives a dict of numbers.
+          preprocess_logits_for_metrics: What its predictions are made of; see `evaluate`.
+          callbacks: `TrainerCallback`s, ours or transformers', or their classes, called as the
+            run goes on.
           optimizers: An optax transformation to train with, and the schedule that the learning
             rate of log records comes from. Without a transformation it is made of the options,
             with the schedule if there is one; with a transformation alone records have no rate.
@@ -121,16 +126,13 @@ class SFTTrainer:
           ValueError: Nothing to train, no tokenizer, no rows, rows that cannot be read, or an
             `embedding_learning_rate` without a trained embedding or head.
           TypeError: `args`, `optimizers` or `peft_config` is of a wrong type.
-          NotBuiltYetError: What is marked so above was asked for.
+          NotBuiltYetError: A collator of one's own.
         """
-        refuse_unbuilt(
-            {
-                "eval_dataset": eval_dataset,
-                "compute_metrics": compute_metrics,
-            }
-        )
         check_collator(data_collator)
-        self.args = checked_args(args)
+        self.args = with_derived(checked_args(args))
+        check_evaluation(self.args, eval_dataset, compute_metrics, preprocess_logits_for_metrics)
+        self.compute_metrics = compute_metrics
+        self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
         self._given_optimizers = checked_optimizers(optimizers, self.args)
         self.optimizer, self.lr_scheduler = self._given_optimizers
         if train_dataset is None:
@@ -138,30 +140,33 @@ class SFTTrainer:
                 "`train_dataset` must be given; got None. "
                 "Pass a datasets.Dataset or a list of mappings, [{'text': ...}, ...]."
             )
-        limit = max_seq_length if max_seq_length is not None else self.args.row_limit
+        handler = CallbackHandler(callbacks or (), self.args)
+        limit = _first(max_seq_length, self.args.row_limit)
         self.model = ready_model(model, peft_config, limit, self.args.seed)
         check_embedding_rate(self.args, self.optimizer, self.model)
         self.tokenizer = one_tokenizer(tokenizer, processing_class, self.model)
         self.max_length = row_limit(limit, self.model)
-        packs = self.args.packing if packing is None else packing
-        self._packing = self.args.packing_strategy if packs else None
-        self.train_dataset = tokenize_dataset(
-            train_dataset,
-            self.tokenizer,
-            text_field=self.args.dataset_text_field
-            if dataset_text_field is None
-            else dataset_text_field,
+        self._packing = self.args.packing_strategy if _first(packing, self.args.packing) else None
+        self._tokenize = functools.partial(
+            tokenize_dataset,
+            tokenizer=self.tokenizer,
+            text_field=_first(dataset_text_field, self.args.dataset_text_field),
             formatting_func=formatting_func,
-            # These two strategies split what is too long, and lose nothing.
-            max_length=self.max_length if self._packing in (None, "bfd") else sys.maxsize,
-            threads=self.args.dataset_num_proc if dataset_num_proc is None else dataset_num_proc,
+            threads=_first(dataset_num_proc, self.args.dataset_num_proc),
             completion_only_loss=self.args.completion_only_loss,
             assistant_only_loss=self.args.assistant_only_loss,
         )
-        check_rows(self.train_dataset, self.model.config.vocab_size)
-        self.callback_handler = CallbackHandler(
-            callbacks or (), self.args, model=self.model, processing_class=self.tokenizer
+        # These two strategies split what is too long, and lose nothing.
+        splits = self._packing not in (None, "bfd")
+        self.train_dataset = self._tokenize(
+            train_dataset, max_length=sys.maxsize if splits else self.max_length
         )
+        check_rows(self.train_dataset, self.model.config.vocab_size)
+        self.eval_dataset = self.eval_rows(eval_dataset)
+        self.callback_handler = handler
+        handler.more |= {"model": self.model, "processing_class": self.tokenizer}
+        handler.more |= {"optimizer": self.optimizer, "lr_scheduler": self.lr_scheduler}
+        handler.tell("on_init_end")
 
     @property
     def state(self) -> TrainerState:
@@ -208,8 +213,7 @@ class SFTTrainer:
             output_dir.mkdir(parents=True, exist_ok=True)
             clear_leftovers(output_dir, PREFIX)
         folder = find_checkpoint(resume_from_checkpoint, args.output_dir)
-        size = (self.batch_size, args.gradient_accumulation_steps)
-        per_epoch = windows_per_epoch(len(plan.bins), *size)
+        per_epoch = plan.windows_per_epoch
         total = (
             args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
         )
@@ -229,19 +233,12 @@ class SFTTrainer:
                 identity=identity(),
                 draws=self._draws,
             )
-        handler.state = dataclasses.replace(
-            start.state,
-            max_steps=total,
-            num_train_epochs=math.ceil(total / per_epoch),
-            logging_steps=args.logging_steps,
-            save_steps=args.save_interval(total),
-            train_batch_size=args.per_device_train_batch_size,
-        )
+        handler.state = state_of(start.state, args, total, math.ceil(total / per_epoch))
+        handler.restore(start.state.stateful_callbacks)
+        handler.more |= {"optimizer": tx, "lr_scheduler": self.lr_scheduler}
         log = Log(self.state, self.lr_scheduler, args, self._tell_log, start.losses)
         self._report_start(log, plan, folder)
-        saver = Saver(
-            self.model, self.tokenizer, args, start, identity=identity, windows_per_epoch=per_epoch
-        )
+        saver = Saver(self.model, self.tokenizer, args, start, identity=identity)
         loop = Loop(
             model=self.model,
             args=args,
@@ -252,6 +249,7 @@ class SFTTrainer:
             handler=handler,
             log=log,
             saver=saver,
+            evaluate=self.evaluate,
         )
         started = time.perf_counter()
         with contextlib.closing(log), saver, exit_on_sigterm():
@@ -263,8 +261,34 @@ class SFTTrainer:
                 raise
             except NonFiniteLossError as error:
                 raise loop.explain(error) from None
+        output = log.output(time.perf_counter() - started, plan.request.window)
+        for line in settle_best(self.model, args, self.state):
+            log.write(line)
         handler.tell("on_train_end")
-        return log.output(time.perf_counter() - started, math.prod(size))
+        return output
+
+    def add_callback(self, callback: Any) -> None:
+        """Have a callback, or an instance of its class, called behind the others.
+
+        Args:
+          callback: A `TrainerCallback`, ours or transformers', or its class.
+        """
+        self.callback_handler.add(callback)
+
+    def pop_callback(self, callback: Any) -> Any | None:
+        """Take a callback out.
+
+        Args:
+          callback: It, or a class: the first one of it.
+
+        Returns:
+          The callback, or None if there is none.
+        """
+        return self.callback_handler.pop(callback)
+
+    def remove_callback(self, callback: Any) -> None:
+        """Take a callback, or the first one of a class, out; nothing happens if there is none."""
+        self.callback_handler.pop(callback)
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
         """Write what was trained and the tokenizer, loadable by peft and transformers.
@@ -354,6 +378,8 @@ class SFTTrainer:
             packing=self._packing,
             padding_free=args.padding_free,
             resplit=args.resplit,
+            sampling=args.sampling,
+            drop_last=args.dataloader_drop_last,
         )
         return make_plan(np.array([len(row) for row in self.train_dataset.rows]), request)
 
@@ -371,6 +397,8 @@ class SFTTrainer:
             rows=len(self.train_dataset.rows),
             data=self.train_dataset.digest(),
             packing=None if self._packing is None else f"{self._packing} to {self.max_length}",
+            sampling=self.args.sampling,
+            drop_last=self.args.dataloader_drop_last,
         )
 
     def _report_start(self, log: Log, plan: Plan, resumed: Path | None) -> None:
@@ -387,3 +415,8 @@ class SFTTrainer:
 
 class UnslothTrainer(SFTTrainer):
     """`SFTTrainer` under Unsloth's name: the options alone say what a run does."""
+
+
+def _first(given: Any, otherwise: Any) -> Any:
+    """An argument of the trainer, or the option of its name."""
+    return otherwise if given is None else given

@@ -54,19 +54,12 @@ def test_positional_arguments_are_those_of_trl() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("eval_dataset", [{"text": "w1"}]),
         ("data_collator", transformers.default_data_collator),
-        ("compute_metrics", len),
     ],
 )
 def test_what_is_not_built_says_so_before_any_work(name: str, value: Any) -> None:
     with pytest.raises(NotBuiltYetError, match=rf"`{name}` is not built yet; got .+\. \w+ .+\."):
         SFTTrainer("no/model", train_dataset=[], **{name: value})
-
-
-@pytest.mark.parametrize("name", ["eval_dataset", "compute_metrics"])
-def test_asking_for_nothing_is_taken(name: str) -> None:
-    inputs.refuse_unbuilt({name: None})
 
 
 @pytest.mark.parametrize(
