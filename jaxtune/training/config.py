@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxtune.config import PACKING_STRATEGIES
@@ -66,6 +66,10 @@ class SFTConfig(ControlOptions, ScriptArguments):
       save_only_model: Leave out of them what only resuming needs.
       fp16: A request for float16; the model's own dtype wins, and a line says so.
       bf16: Likewise for bfloat16.
+      report_to: Where log records go too: "tensorboard", "wandb", a list of them, "all" that is
+        installed, or "none".
+      run_name: Of the run in those reports; None: theirs.
+      logging_dir: Folder of TensorBoard's file; None: one below `output_dir/runs`.
       seed: Of the data order, of dropout and noise, and of an adapter that the trainer makes.
       disable_tqdm: No progress bar.
     """
@@ -105,6 +109,9 @@ class SFTConfig(ControlOptions, ScriptArguments):
     save_only_model: bool = False
     fp16: bool = False
     bf16: bool | None = None
+    report_to: str | Sequence[str] | None = "none"
+    run_name: str | None = None
+    logging_dir: str | os.PathLike[str] | None = None
     seed: int = 3407
     disable_tqdm: bool = False
 

@@ -64,7 +64,7 @@ class Log:
         tell: Callable[[dict[str, float]], None],
         losses: Losses = Losses(),
     ) -> None:
-        """Open the bar.
+        """Read nothing yet.
 
         Args:
           state: Gets the records in its `log_history`; its step is where the run begins.
@@ -89,6 +89,10 @@ class Log:
     def colour(self) -> bool:
         """True where lines go to a terminal."""
         return self.progress.colour
+
+    def begin(self) -> None:
+        """Show the bar, after what is said at the start."""
+        self.progress.begin()
 
     def write(self, line: str) -> None:
         """Print a line."""

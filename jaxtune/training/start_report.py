@@ -4,11 +4,17 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
+from flax import nnx
+
 from jaxtune.adapters.counting import count_parameters
 from jaxtune.data.plan import Plan, describe
 from jaxtune.language_model import LanguageModel
+from jaxtune.layers.variables import Frozen
 from jaxtune.training.config import SFTConfig
 from jaxtune.training.state import TrainerState
+from pallas_kernels.dispatch import current_device
+from pallas_kernels.nf4 import is_stack
 
 
 def state_of(begun: TrainerState, args: SFTConfig, steps: int, epochs: int) -> TrainerState:
@@ -53,12 +59,7 @@ def start_lines(
     Yields:
       Lines for a person.
     """
-    trainable, total = count_parameters(model)
-    yield (
-        f"jaxtune: {len(plan.bins):,} rows, {state.max_steps:,} steps of "
-        f"{plan.request.batch_size} x {args.gradient_accumulation_steps} rows, "
-        f"{trainable:,} of {total:,} parameters trained ({100 * trainable / total:.2f} %)"
-    )
+    yield from _banner(model, plan, state)
     if resumed is not None:
         yield f"jaxtune: {resumed} is resumed at step {state.global_step:,}"
     for asked, name in ((args.fp16, "float16"), (args.bf16, "bfloat16")):
@@ -81,3 +82,34 @@ def start_lines(
     layout = describe(plan)
     if layout is not None:
         yield f"jaxtune: {layout}"
+
+
+def _banner(model: LanguageModel, plan: Plan, state: TrainerState) -> Iterator[str]:
+    """The run at a glance."""
+    trainable, total = count_parameters(model)
+    asked, device = plan.request, jax.devices()[0].device_kind
+    several = f"{asked.devices} x " if asked.devices > 1 else ""
+    epochs = state.num_train_epochs
+    yield f"jaxtune: training on {several}{device}, {_kernels(model)}"
+    yield f"  model    {total:,} parameters in {_dtypes(model)}; backward pass: {model.model.remat}"
+    yield f"  trained  {trainable:,} parameters ({100 * trainable / total:.2f} %)"
+    yield f"  rows     {len(plan.bins):,}, {epochs} epoch{'s' if epochs > 1 else ''}"
+    yield (
+        f"  steps    {state.max_steps:,}, each of {asked.window:,} rows "
+        f"({asked.batch_size} x {asked.accumulation})"
+    )
+
+
+def _kernels(model: LanguageModel) -> str:
+    """Which kernels an op takes where nothing in its shapes speaks against them."""
+    requested, capability = model.model.kernels, current_device().compute_capability
+    if requested == "auto":
+        requested = "triton" if capability is not None and capability >= (8, 0) else "xla"
+    return {"triton": "Pallas Triton kernels", "xla": "plain JAX"}.get(requested, requested)
+
+
+def _dtypes(model: LanguageModel) -> str:
+    """Of the weights that are not trained."""
+    leaves = jax.tree.leaves(nnx.state(model, Frozen), is_leaf=is_stack)
+    base = " over 4-bit weights" if any(map(is_stack, leaves)) else ""
+    return f"{model.dtype}{base}"

@@ -47,7 +47,9 @@ from jaxtune.training.inputs import (
 from jaxtune.training.interrupt import exit_on_sigterm
 from jaxtune.training.log import Log
 from jaxtune.training.loop import Loop
+from jaxtune.training.loss_plot import loss_figure
 from jaxtune.training.manifest import Identity
+from jaxtune.training.reports import own_callbacks
 from jaxtune.training.resume import find_checkpoint, resume, start_anew
 from jaxtune.training.saver import Saver
 from jaxtune.training.start_report import start_lines, state_of
@@ -140,7 +142,7 @@ class SFTTrainer(EvaluationMethods):
                 "`train_dataset` must be given; got None. "
                 "Pass a datasets.Dataset or a list of mappings, [{'text': ...}, ...]."
             )
-        handler = CallbackHandler(callbacks or (), self.args)
+        handler = CallbackHandler([*own_callbacks(self.args), *(callbacks or ())], self.args)
         limit = _first(max_seq_length, self.args.row_limit)
         self.model = ready_model(model, peft_config, limit, self.args.seed)
         check_embedding_rate(self.args, self.optimizer, self.model)
@@ -251,6 +253,7 @@ class SFTTrainer(EvaluationMethods):
             saver=saver,
             evaluate=self.evaluate,
         )
+        log.begin()
         started = time.perf_counter()
         with contextlib.closing(log), saver, exit_on_sigterm():
             try:
@@ -289,6 +292,18 @@ class SFTTrainer(EvaluationMethods):
     def remove_callback(self, callback: Any) -> None:
         """Take a callback, or the first one of a class, out; nothing happens if there is none."""
         self.callback_handler.pop(callback)
+
+    def plot(self) -> Any:
+        """The losses of the run so far by its steps; `output_dir/loss.png` after `train()`.
+
+        Returns:
+          A `matplotlib.figure.Figure`, which a notebook shows and `savefig` writes.
+
+        Raises:
+          ImportError: matplotlib, of the extra `plot`, is missing.
+          ValueError: Nothing has been logged yet.
+        """
+        return loss_figure(self.state.log_history)
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
         """Write what was trained and the tokenizer, loadable by peft and transformers.
