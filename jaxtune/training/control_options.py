@@ -34,7 +34,8 @@ class ControlOptions:
         "sequential" theirs in the data set, "group_by_length" puts rows of like lengths into a
         step, by transformers' algorithm, seeded for each epoch as "random" is.
       group_by_length: The older name of the last of them.
-      dataloader_drop_last: Leave out the rows of an epoch that do not fill a micro-batch.
+      dataloader_drop_last: Leave out the rows of an epoch that do not fill a micro-batch; an
+        evaluation takes all rows.
       full_determinism: Compile the programs with deterministic operations alone; slower on a GPU.
     """
 

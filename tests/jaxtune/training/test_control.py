@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import jax
 import numpy as np
 import peft
 import pytest
@@ -13,6 +14,7 @@ import trl
 from safetensors.numpy import load_file
 
 from jaxtune import SFTTrainer, TrainerCallback
+from jaxtune.training import step
 from jaxtune.training.callbacks import EVENTS
 from tests.families import VARIANTS
 from tests.jaxtune.training.runs import SHARED, adapted, records_of, trainer_of
@@ -68,40 +70,49 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
     return make_oracle(VARIANTS[0], tmp_path_factory.mktemp("control"), initializer_range=0.3)
 
 
-@pytest.fixture(scope="module")
-def theirs(oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> trl.SFTTrainer:
+def trl_run(oracle: Oracle, folder: Path, callback: Any, **options: Any) -> trl.SFTTrainer:
+    """TRL's trainer after a run with a recorder and a callback."""
     base = transformers.AutoModelForCausalLM.from_pretrained(oracle.folder)
-    recorder = recording(transformers.TrainerCallback)
-    stopping = transformers.EarlyStoppingCallback(early_stopping_patience=2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TRL's own run; nothing of ours warns here
         return run_trl(
             peft.PeftModel.from_pretrained(base, oracle.adapter_folder, is_trainable=True),
             ragged_rows(13),
             word_tokenizer(),
-            tmp_path_factory.mktemp("theirs"),
+            folder,
             arguments={
                 "eval_dataset": datasets.Dataset.from_list(ROWS),
                 "compute_metrics": Scores(),
-                "callbacks": [recorder, stopping],
+                "callbacks": [recording(transformers.TrainerCallback), callback],
             },
-            **{**SHARED, **OPTIONS},
+            **{**SHARED, **options},
         )
+
+
+def our_run(oracle: Oracle, folder: Path, callback: Any, **options: Any) -> SFTTrainer:
+    """Ours after the same run."""
+    trainer = trainer_of(
+        adapted(oracle),
+        output_dir=folder,
+        eval_dataset=ROWS,
+        compute_metrics=Scores(),
+        callbacks=[recording(TrainerCallback), callback],
+        **options,
+    )
+    trainer.train()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def theirs(oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> trl.SFTTrainer:
+    stopping = transformers.EarlyStoppingCallback(early_stopping_patience=2)
+    return trl_run(oracle, tmp_path_factory.mktemp("theirs"), stopping, **OPTIONS)
 
 
 @pytest.fixture(scope="module")
 def ours(oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> SFTTrainer:
     stopping = transformers.EarlyStoppingCallback(early_stopping_patience=2)
-    trainer = trainer_of(
-        adapted(oracle),
-        output_dir=tmp_path_factory.mktemp("ours"),
-        eval_dataset=ROWS,
-        compute_metrics=Scores(),
-        callbacks=[recording(TrainerCallback), stopping],
-        **OPTIONS,
-    )
-    trainer.train()
-    return trainer
+    return our_run(oracle, tmp_path_factory.mktemp("ours"), stopping, **OPTIONS)
 
 
 def events_of(trainer: Any) -> list[tuple[str, int]]:
@@ -173,3 +184,64 @@ def test_the_model_is_the_best_one_in_the_end(ours: SFTTrainer, tmp_path: Path) 
         np.testing.assert_array_equal(tensor, best[name])
     name = next(name for name in best if "lora_B" in name)
     assert not np.array_equal(best[name], end[name])
+
+
+class Steers(transformers.TrainerCallback):
+    """Ends the first epoch after two steps, evaluates and saves out of turn, and vetoes a save."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_epoch_stop = state.global_step == 2
+        control.should_evaluate |= state.global_step == 3
+        control.should_save |= state.global_step == 5
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_save &= state.global_step != 2
+
+
+EPOCHS: dict[str, Any] = {
+    "max_steps": -1,
+    "num_train_epochs": 2,
+    "logging_strategy": "epoch",
+    "logging_first_step": True,
+    "eval_strategy": "epoch",
+    "eval_delay": 1,
+    "save_strategy": "epoch",
+    "dataloader_drop_last": True,
+    "per_device_eval_batch_size": 3,  # divides the rows: theirs would drop the last ones
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+@pytest.mark.parametrize("save", ["epoch", "best"])
+def test_a_callback_steers_as_in_transformers(oracle: Oracle, tmp_path: Path, save: str) -> None:
+    options = {**EPOCHS, "save_strategy": save, "metric_for_best_model": "score"}
+    theirs = trl_run(oracle, tmp_path / "theirs", Steers(), **options)
+    ours = our_run(oracle, tmp_path / "ours", Steers(), **options)
+    assert events_of(ours) == events_of(theirs)
+    for name in ("global_step", "epoch", "best_metric", "best_global_step", "max_steps"):
+        assert getattr(ours.state, name) == pytest.approx(getattr(theirs.state, name)), name
+    mine, their = ([r for r in t.state.log_history if "loss" in r] for t in (ours, theirs))
+    for one, other in zip(mine, their, strict=True):
+        assert one["step"] == other["step"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=tolerance("float32", "trl_loss"))
+    mine, their = ({its.name for its in (tmp_path / n).glob("check*")} for n in ("ours", "theirs"))
+    assert mine == their != set()
+
+
+@pytest.mark.slow
+def test_full_determinism_reaches_the_compiler(
+    oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer_of(adapted(oracle), max_steps=1, full_determinism=True).train()
+    monkeypatch.setattr(step, "DETERMINISTIC", {"xla_no_such_option": True})
+    trainer_of(adapted(oracle), max_steps=1).train()
+    with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
+        trainer_of(adapted(oracle), max_steps=1, full_determinism=True).train()
+
+
+@pytest.mark.slow
+def test_nothing_is_logged_where_nothing_shall_be(oracle: Oracle) -> None:
+    trainer = trainer_of(adapted(oracle), max_steps=2, logging_strategy="no")
+    trainer.train()
+    assert ["train_loss" in record for record in trainer.state.log_history] == [True]
