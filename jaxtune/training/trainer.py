@@ -50,7 +50,7 @@ from jaxtune.training.loop import Loop
 from jaxtune.training.loss_plot import loss_figure
 from jaxtune.training.manifest import Identity
 from jaxtune.training.reports import own_callbacks
-from jaxtune.training.resume import find_checkpoint, resume, start_anew
+from jaxtune.training.resume import Start, find_checkpoint, resume, start_anew
 from jaxtune.training.saver import Saver
 from jaxtune.training.start_report import start_lines, state_of
 from jaxtune.training.state import TrainerControl, TrainerState, TrainOutput
@@ -223,18 +223,7 @@ class SFTTrainer(EvaluationMethods):
         handler.control = TrainerControl()
         tx = self._prepare_optimizer(total)
         identity = functools.cache(self._identity)
-        if folder is None:
-            start = start_anew(self.model, tx, args.seed, draws=self._draws)
-        else:
-            start = resume(
-                folder,
-                self.model,
-                tx,
-                optim=args.optim,
-                total=total,
-                identity=identity(),
-                draws=self._draws,
-            )
+        start = self._start(folder, tx, total, identity)
         handler.state = state_of(start.state, args, total, math.ceil(total / per_epoch))
         handler.restore(start.state.stateful_callbacks)
         handler.more |= {"optimizer": tx, "lr_scheduler": self.lr_scheduler}
@@ -398,10 +387,27 @@ class SFTTrainer(EvaluationMethods):
         )
         return make_plan(np.array([len(row) for row in self.train_dataset.rows]), request)
 
-    @property
-    def _draws(self) -> bool:
-        """Whether steps need a PRNG key."""
-        return self.model.has_dropout or bool(self.args.neftune_noise_alpha)
+    def _start(
+        self,
+        folder: Path | None,
+        tx: optax.GradientTransformation,
+        total_steps: int,
+        identity: Callable[[], Identity],
+    ) -> Start:
+        """Where the run begins: at step 0, or at a checkpoint."""
+        args = self.args
+        draws = self.model.has_dropout or bool(args.neftune_noise_alpha)
+        if folder is None:
+            return start_anew(self.model, tx, args.seed, draws=draws)
+        return resume(
+            folder,
+            self.model,
+            tx,
+            optim=args.optim,
+            total=total_steps,
+            identity=identity(),
+            draws=draws,
+        )
 
     def _identity(self) -> Identity:
         """What decides which rows a step sees; reads all of them."""

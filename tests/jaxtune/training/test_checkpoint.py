@@ -166,7 +166,7 @@ def test_epochs_and_callbacks_save(oracle: Oracle, tmp_path: Path) -> None:
     )
     trainer.train()
     assert watcher.saved == [1, 4, 5]
-    assert sorted(folder.name for folder in tmp_path.iterdir()) == [
+    assert sorted(folder.name for folder in tmp_path.glob("checkpoint-*")) == [
         f"checkpoint-{step}" for step in (1, 4, 5)
     ]
     assert [record["step"] for record in records_of(trainer)] == [2, 5]
