@@ -17,21 +17,25 @@ if TYPE_CHECKING:
     from jaxtune.generation.streamers import TextIteratorStreamer as TextIteratorStreamer
     from jaxtune.generation.streamers import TextStreamer as TextStreamer
     from jaxtune.memory import memory_stats as memory_stats
+    from jaxtune.training.callbacks import TrainerCallback as TrainerCallback
     from jaxtune.training.collators import DataCollatorForSeq2Seq as DataCollatorForSeq2Seq
     from jaxtune.training.config import SFTConfig as SFTConfig
+    from jaxtune.training.config import TrainingArguments as TrainingArguments
     from jaxtune.training.config import UnslothTrainingArguments as UnslothTrainingArguments
-    from jaxtune.training.state import TrainerCallback as TrainerCallback
+    from jaxtune.training.early_stopping import EarlyStoppingCallback as EarlyStoppingCallback
     from jaxtune.training.trainer import SFTTrainer as SFTTrainer
     from jaxtune.training.trainer import UnslothTrainer as UnslothTrainer
 
 _HOMES = {
     "DataCollatorForSeq2Seq": "jaxtune.training.collators",
+    "EarlyStoppingCallback": "jaxtune.training.early_stopping",
     "FastLanguageModel": "jaxtune.api",
     "SFTConfig": "jaxtune.training.config",
     "SFTTrainer": "jaxtune.training.trainer",
     "TextIteratorStreamer": "jaxtune.generation.streamers",
     "TextStreamer": "jaxtune.generation.streamers",
-    "TrainerCallback": "jaxtune.training.state",
+    "TrainerCallback": "jaxtune.training.callbacks",
+    "TrainingArguments": "jaxtune.training.config",
     "UnslothTrainer": "jaxtune.training.trainer",
     "UnslothTrainingArguments": "jaxtune.training.config",
     "functional": "jaxtune",
@@ -45,12 +49,14 @@ _HOMES = {
 
 __all__ = [
     "DataCollatorForSeq2Seq",
+    "EarlyStoppingCallback",
     "FastLanguageModel",
     "SFTConfig",
     "SFTTrainer",
     "TextIteratorStreamer",
     "TextStreamer",
     "TrainerCallback",
+    "TrainingArguments",
     "UnslothTrainer",
     "UnslothTrainingArguments",
     "functional",

@@ -1,5 +1,7 @@
 """Exceptions that need an explanation of their own; everything else is a built-in."""
 
+from typing import Any
+
 
 class UnsupportedModelError(ValueError):
     """The model's configuration asks for maths that this library does not compute.
@@ -20,6 +22,21 @@ class ModelNotFoundError(OSError):
     neither cached nor within reach of the network. An `OSError`, because that is what transformers
     raises in all of these cases and what scripts written for it catch.
     """
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss or the gradient of a training step was NaN or infinite, and the run has ended.
+
+    Attributes:
+      step: Its number.
+      batch: Its rows, as the step got them.
+    """
+
+    def __init__(self, message: str, *, step: int, batch: Any) -> None:
+        """Keep what a search for the cause needs."""
+        super().__init__(message)
+        self.step = step
+        self.batch = batch
 
 
 class NotBuiltYetError(NotImplementedError):

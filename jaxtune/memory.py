@@ -66,6 +66,12 @@ def memory_stats() -> MemoryStats:
     )
 
 
+def peak_memory() -> int | None:
+    """Most bytes that arrays have held on JAX's default device; None where that is the host."""
+    stats = jax.devices()[0].memory_stats()
+    return None if stats is None else stats["peak_bytes_in_use"]
+
+
 def _of_the_host(name: str) -> MemoryStats:
     """Resident memory of this process; its arrays are in it."""
     # Linux counts it in KiB, macOS in bytes.

@@ -26,11 +26,11 @@ OPTIONS: dict[str, Any] = {
 
 
 def tuned(
-    assets: Path, *, r: int = 8, lora_alpha: int = 16, **options: Any
+    assets: Path, *, r: int = 8, lora_alpha: int = 16, dtype: str = "float32", **options: Any
 ) -> tuple[LanguageModel, list[float]]:
     """The model after 100 steps, and the loss of each; `options` are the trainer's."""
     model, tokenizer = FastLanguageModel.from_pretrained(
-        str(assets / "stories260K"), max_seq_length=64, dtype="float32", load_in_4bit=False
+        str(assets / "stories260K"), max_seq_length=64, dtype=dtype, load_in_4bit=False
     )
     FastLanguageModel.get_peft_model(model, r=r, lora_alpha=lora_alpha)
     lines = (assets / "data" / "gsm8k" / "train.jsonl").read_text().splitlines()[:400]

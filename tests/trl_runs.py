@@ -15,6 +15,7 @@ def run_trl(
     folder: Path,
     *,
     optimizers: tuple[Any, Any] = (None, None),
+    arguments: dict[str, Any] | None = None,
     **options: Any,
 ) -> trl.SFTTrainer:
     """The trainer after its run.
@@ -25,6 +26,7 @@ def run_trl(
       tokenizer: Of transformers.
       folder: For what it writes.
       optimizers: A torch optimizer and None, or neither.
+      arguments: More of the trainer's own, such as an `eval_dataset` or callbacks.
       options: Of its `SFTConfig`; nothing is saved unless they say so.
     """
     args = trl.SFTConfig(
@@ -47,6 +49,7 @@ def run_trl(
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=tokenizer,
         optimizers=optimizers,
+        **(arguments or {}),
     )
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()

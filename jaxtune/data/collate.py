@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from jaxtune.data.batch import IGNORE, Batch, MicroBatches
-from jaxtune.data.order import epoch_order
 from jaxtune.data.rows import TokenizedRows
 
 # Row lengths are rounded up to this many tokens, so that near lengths share a compiled program.
@@ -58,26 +57,23 @@ def windows(
     batch_size: int,
     accumulation: int,
     buckets: tuple[int, ...],
-    seed: int,
-    epoch: int,
+    order: np.ndarray,
     first: int = 0,
 ) -> Iterator[Window]:
-    """The windows of one epoch, in the Hugging Face trainer's order.
+    """The windows of one epoch.
 
     Args:
       rows: Token ids of each example, and their labels where there are some.
       batch_size: Rows a micro-batch.
       accumulation: Micro-batches a window.
       buckets: Permitted row lengths, ascending.
-      seed: Of the order.
-      epoch: Counted from 0.
+      order: Numbers of the epoch's rows, from `order.epoch_order` or another.
       first: Windows of the epoch to leave out.
 
     Yields:
       Windows of `batch_size * accumulation` rows, layout "causal".
     """
     size = batch_size * accumulation
-    order = epoch_order(len(rows.rows), seed, epoch)
     for start in range(first * size, len(order), size):
         chosen = order[start : start + size]
         lengths = [len(rows.rows[i]) for i in chosen]

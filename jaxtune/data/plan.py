@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int
 
-from jaxtune.data.collate import Window, bucket_lengths, windows
-from jaxtune.data.order import epoch_order
+from jaxtune.data.collate import Window, bucket_lengths, windows, windows_per_epoch
+from jaxtune.data.order import sampled
 from jaxtune.data.packed import micro_batches
 from jaxtune.data.packing import Bins, one_a_bin, pack
 from jaxtune.data.resplit import GRANULE, OVERHEAD, Cut, choose_shapes, rebin, slots
@@ -33,6 +33,8 @@ class Request:
       packing: Strategy of `packing.pack`; None: rows are not packed.
       padding_free: Rows of a micro-batch follow each other in one, without padding.
       resplit: The rows of a window may be cut into other micro-batches.
+      sampling: "random", "sequential" or "group_by_length".
+      drop_last: Leave out the rows of an epoch that do not fill a micro-batch.
     """
 
     batch_size: int
@@ -43,6 +45,19 @@ class Request:
     packing: str | None = None
     padding_free: bool = False
     resplit: bool = True
+    sampling: str = "random"
+    drop_last: bool = False
+
+    @property
+    def window(self) -> int:
+        """Rows of a whole window."""
+        return self.batch_size * self.accumulation
+
+    def order(self, lengths: np.ndarray, epoch: int) -> np.ndarray:
+        """The numbers of an epoch's rows, in the order in which they are taken."""
+        order = sampled(lengths, self.sampling, self.window, self.seed, epoch)
+        dropped = len(order) % self.batch_size if self.drop_last else 0
+        return order[: len(order) - dropped]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,6 +78,27 @@ class Plan:
     lengths: tuple[int, ...]
     slots: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Check that an epoch has a step."""
+        if not self.micro_batches_per_epoch:
+            raise ValueError(
+                "an epoch must fill a micro-batch where `dataloader_drop_last` leaves out what "
+                f"does not; got {len(self.bins)} rows for {self.request.batch_size}. Leave "
+                "dataloader_drop_last out, or lower per_device_train_batch_size."
+            )
+
+    @property
+    def micro_batches_per_epoch(self) -> int:
+        """As the user asked for them, whatever the layout makes of them."""
+        rows, batch = len(self.bins), self.request.batch_size
+        return rows // batch if self.request.drop_last else -(-rows // batch)
+
+    @property
+    def windows_per_epoch(self) -> int:
+        """Optimizer steps of a pass over the data."""
+        rows = self.micro_batches_per_epoch * self.request.batch_size
+        return windows_per_epoch(rows, self.request.batch_size, self.request.accumulation)
+
     @property
     def size(self) -> int:
         """Rows of a micro-batch's arrays."""
@@ -70,7 +106,7 @@ class Plan:
         return self.request.batch_size if whole else self.request.devices
 
     def windows(self, rows: TokenizedRows, epoch: int, first: int = 0) -> Iterator[Window]:
-        """The windows of one epoch, in the Hugging Face trainer's order.
+        """The windows of one epoch, in the order of the request.
 
         Args:
           rows: The rows that the plan was made for.
@@ -80,21 +116,19 @@ class Plan:
         Yields:
           Windows of the examples; which ones a window holds does not depend on the layout.
         """
-        asked = self.request
+        asked, tokens = self.request, self.bins.tokens()
         if self.kind == "padded":
             yield from windows(
                 rows,
                 batch_size=asked.batch_size,
                 accumulation=asked.accumulation,
                 buckets=self.lengths,
-                seed=asked.seed,
-                epoch=epoch,
+                order=asked.order(tokens, epoch),
                 first=first,
             )
             return
-        tokens = self.bins.tokens()
         shapes = list(zip(self.slots, self.lengths, strict=True))
-        for chosen in _chosen(len(self.bins), asked, epoch)[first:]:
+        for chosen in _chosen(tokens, asked, epoch)[first:]:
             examples = [self.bins.pieces(number) for number in chosen.tolist()]
             pieces = [
                 [[piece for n in its for piece in examples[n]] for its in bins]
@@ -125,7 +159,7 @@ class Plan:
         """Micro-batches a window, and the share of padding in them, over some windows."""
         micro, run, held = [], 0, 0
         tokens = self.bins.tokens()
-        sample = _sample(len(self.bins), self.request)
+        sample = _sample(tokens, self.request)
         for chosen in sample:
             held += int(tokens[chosen].sum())
             if self.kind == "padded":
@@ -170,6 +204,9 @@ def make_plan(lengths: Int[np.ndarray, " rows"], request: Request) -> Plan:
 
     Returns:
       A plan; "resplit" only where it saves a twentieth of the padded run.
+
+    Raises:
+      ValueError: `drop_last` leaves no row.
     """
     if request.packing is not None:
         bins = pack(lengths, request.max_length, request.packing)
@@ -185,7 +222,7 @@ def make_plan(lengths: Int[np.ndarray, " rows"], request: Request) -> Plan:
     padded = _padded(request, bins)
     longest = _rounded(int(lengths.max()), request.max_length)
     share = request.batch_size // request.devices
-    sample = [lengths[chosen] for chosen in _sample(len(lengths), request)]
+    sample = [lengths[chosen] for chosen in _sample(lengths, request)]
     if request.resplit:
         shapes = choose_shapes(
             [window.tolist() for window in sample], longest, share * longest, request.devices
@@ -220,7 +257,7 @@ def _cost(plan: Plan) -> float:
     """Tokens a window, padding and the micro-batches' overhead with them, by its measure."""
     micro, padding = plan.measure()
     tokens = plan.bins.tokens()
-    held = np.mean([tokens[chosen].sum() for chosen in _sample(len(tokens), plan.request)])
+    held = np.mean([tokens[chosen].sum() for chosen in _sample(tokens, plan.request)])
     return float(held) / (1 - padding) + micro * OVERHEAD
 
 
@@ -228,18 +265,16 @@ def _rounded(length: int, limit: int) -> int:
     return min(max(-(-length // GRANULE) * GRANULE, GRANULE), limit)
 
 
-def _chosen(count: int, request: Request, epoch: int) -> list[np.ndarray]:
+def _chosen(lengths: np.ndarray, request: Request, epoch: int) -> list[np.ndarray]:
     """The examples of each window of an epoch."""
-    order = epoch_order(count, request.seed, epoch)
-    window = request.batch_size * request.accumulation
-    return [order[start : start + window] for start in range(0, count, window)]
+    order, window = request.order(lengths, epoch), request.window
+    return [order[start : start + window] for start in range(0, len(order), window)]
 
 
-def _sample(count: int, request: Request) -> list[np.ndarray]:
+def _sample(lengths: np.ndarray, request: Request) -> list[np.ndarray]:
     """Windows of the first epoch to try shapes on; not its last, where rows may be missing."""
-    found = _chosen(count, request, 0)
-    window = request.batch_size * request.accumulation
-    return found[: max(min(_SAMPLE // window, count // window), 1)]
+    found, window = _chosen(lengths, request, 0), request.window
+    return found[: max(min(_SAMPLE // window, len(lengths) // window), 1)]
 
 
 def _flat(tokens: np.ndarray, lengths: Sequence[int], request: Request) -> Cut:

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxtune.config import DecoderConfig
 from jaxtune.layers.attention import Attention
 from jaxtune.layers.cache import KVCache
 from jaxtune.layers.context import LayerContext
-from jaxtune.layers.embedding import Embedding
+from jaxtune.layers.embedding import Embedding, with_noise
 from jaxtune.layers.linear import Linear
 from jaxtune.layers.mlp import MLP
 from jaxtune.layers.norm import RMSNorm
@@ -23,7 +23,7 @@ from jaxtune.layers.residuals import ATTENTION_PROJECTION, MIDDLE, MLP_PROJECTIO
 from jaxtune.layers.rope import rope_tables
 from jaxtune.layers.variables import weight_of
 from jaxtune.models.carried import Carried
-from jaxtune.models.run import Remat, run_layers
+from jaxtune.models.run import Layer, Remat, finite_layers, run_layers
 from pallas_kernels.lora_linear import Prepared
 
 
@@ -65,23 +65,25 @@ class Block(nnx.Module):
         the norm of attention's output, and the one before the MLP has a name of its own.
         """
         on, kernels = context.adapters, context.row_kernels
+        dtype = context.cos.dtype  # of all but the stream, which is wider in float16
         normed, x = self.input_layernorm.of_stream(1 * x, None, adapters=on, kernels=kernels)
-        y, cache = self.self_attn(normed, context)
+        y, cache = self.self_attn(normed.astype(dtype), context)
         before_mlp = self.post_attention_layernorm
         if self.sandwich:
             y = named(y, ATTENTION_PROJECTION)
             y = self.post_attention_layernorm(y, adapters=on, kernels=kernels)
             before_mlp = self.pre_feedforward_layernorm
+        y = y.astype(x.dtype)
         if context.named_kept:
             # Added outside the norm: the backward pass then redoes the norm from the kept sum, and
             # not from attention's projection, which it would have to redo first.
             x, y = named(x + y, MIDDLE), None
         normed, x = before_mlp.of_stream(x, y, adapters=on, kernels=kernels)
-        y = self.mlp(normed, context)
+        y = self.mlp(normed.astype(dtype), context)
         if self.sandwich:
             y = named(y, MLP_PROJECTION)
             y = self.post_feedforward_layernorm(y, adapters=on, kernels=kernels)
-        return x + y, cache
+        return x + y.astype(x.dtype), cache
 
 
 class Decoder(nnx.Module):
@@ -125,6 +127,7 @@ class Decoder(nnx.Module):
         adapters: bool = True,
         dropout_key: jax.Array | None = None,
         inputs_embeds: Float[Array, "B T D"] | None = None,
+        neftune_noise_alpha: int | float | None = None,
         prepared: Mapping[int, Prepared] | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Hidden states after the final norm, and the cache with these positions in it.
@@ -137,29 +140,114 @@ class Decoder(nnx.Module):
             0 .. T-1.
           cache: Earlier positions to attend to as well; needs `segment_ids` and `positions`.
           adapters: False gives the base model's output.
-          dropout_key: Turns the adapters' dropout on.
+          dropout_key: Turns on the adapters' dropout, and the noise.
           inputs_embeds: Takes the place of the embedding's (scaled) output.
+          neftune_noise_alpha: Strength of the noise on the embedding; None or 0: none.
           prepared: Of `Block.prepare` with the same adapters, where several calls share it.
 
         Returns:
           Hidden states [B, T, D], and the cache (None if none was given).
         """
-        config = self.config
         self._check_call(input_ids.shape[1], segment_ids, positions, cache)
+        x, layer = self._begin(
+            input_ids,
+            segment_ids,
+            positions,
+            adapters=adapters,
+            dropout_key=dropout_key,
+            inputs_embeds=inputs_embeds,
+            neftune_noise_alpha=neftune_noise_alpha,
+            prepared=prepared,
+        )
+        if cache is not None and segment_ids is not None:
+            cache = cache.admit(segment_ids)
+        config, dtype = self.config, x.dtype
+        x, cache = run_layers(
+            self.layers,
+            layer,
+            x.astype(stream_dtype(dtype)),
+            cache,
+            config.num_hidden_layers,
+            len(config.period),
+            self.remat,
+        )
+        x = self.norm(x, adapters=adapters, kernels=self.row_kernels).astype(dtype)
+        return x, cache if cache is None else cache.advance(input_ids.shape[1])
+
+    def finite_parts(
+        self,
+        input_ids: Int[Array, "B T"],
+        *,
+        segment_ids: Int[Array, "B T"] | None,
+        positions: Int[Array, "B T"] | None,
+        dropout_key: jax.Array | None,
+        neftune_noise_alpha: int | float | None,
+    ) -> tuple[Float[Array, "B T D"], tuple[Bool[Array, ""], Bool[Array, " L"], Bool[Array, ""]]]:
+        """A training step's forward pass, and which parts of it are finite; compiles slowly.
+
+        Args:
+          input_ids: As in the call, like all that follows.
+          segment_ids: Likewise.
+          positions: Likewise.
+          dropout_key: Likewise.
+          neftune_noise_alpha: Likewise.
+
+        Returns:
+          Hidden states; whether the embedding, each layer's output and the final norm are finite.
+        """
+        x, layer = self._begin(
+            input_ids,
+            segment_ids,
+            positions,
+            adapters=True,
+            dropout_key=dropout_key,
+            inputs_embeds=None,
+            neftune_noise_alpha=neftune_noise_alpha,
+            prepared=None,
+        )
+        dtype, embedded = x.dtype, jnp.isfinite(x).all()
+        config = self.config
+        x, layers = finite_layers(
+            self.layers,
+            layer,
+            x.astype(stream_dtype(dtype)),
+            config.num_hidden_layers,
+            len(config.period),
+        )
+        x = self.norm(x, adapters=True, kernels=self.row_kernels).astype(dtype)
+        return x, (embedded, layers, jnp.isfinite(x).all())
+
+    def _begin(
+        self,
+        input_ids: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None,
+        positions: Int[Array, "B T"] | None,
+        *,
+        adapters: bool,
+        dropout_key: jax.Array | None,
+        inputs_embeds: Float[Array, "B T D"] | None,
+        neftune_noise_alpha: int | float | None,
+        prepared: Mapping[int, Prepared] | None,
+    ) -> tuple[Float[Array, "B T D"], Layer]:
+        """The input of the first layer, in the compute dtype, and what applies a layer."""
+        config = self.config
         x = self.embed_tokens(input_ids, adapters=adapters)
         x = x if inputs_embeds is None else inputs_embeds
+        if dropout_key is not None and neftune_noise_alpha:
+            # The layers fold in their index, 0 to L - 1.
+            key = jax.random.fold_in(dropout_key, config.num_hidden_layers)
+            x = with_noise(x, key, neftune_noise_alpha, segment_ids)
         if positions is None:
             positions = default_positions(input_ids.shape[1], segment_ids)
         ropes = {
             spec.rope: rope_tables(spec.rope, config.head_dim, positions, x.dtype)
             for spec in config.period
         }
-        if cache is not None and segment_ids is not None:
-            cache = cache.admit(segment_ids)
 
         # Once for all layers: what a layer does itself, every layer of both passes does.
-        if prepared is None:
-            prepared = self.layers.prepare(x.dtype, adapters=adapters, dropout_key=dropout_key)
+        ready = prepared
+        if ready is None:
+            ready = self.layers.prepare(x.dtype, adapters=adapters, dropout_key=dropout_key)
 
         def layer(
             block: Block, x: jax.Array, cache: KVCache | None, index: jax.Array, place: int
@@ -179,16 +267,12 @@ class Decoder(nnx.Module):
                 kernels=self.kernels,
                 row_kernels=self.row_kernels,
                 split_kernels=self.split_kernels,
-                prepared=prepared,
+                prepared=ready,
                 named_kept=self.remat == "none",
             )
             return block(x, context)
 
-        x, cache = run_layers(
-            self.layers, layer, x, cache, config.num_hidden_layers, len(config.period), self.remat
-        )
-        x = self.norm(x, adapters=adapters, kernels=self.row_kernels)
-        return x, cache if cache is None else cache.advance(input_ids.shape[1])
+        return x, layer
 
     @property
     def row_kernels(self) -> str:
@@ -340,6 +424,11 @@ def _logits(
         input_ids, segment_ids=segment_ids, positions=positions, adapters=adapters
     )
     return model.logits(hidden, adapters=adapters)
+
+
+def stream_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """Of the residual stream: float32 in place of float16, whose range it may leave."""
+    return jnp.dtype(jnp.float32) if dtype == jnp.float16 else dtype
 
 
 def default_positions(length: int, segment_ids: Int[Array, "B T"] | None) -> Int[Array, "_ T"]:

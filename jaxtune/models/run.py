@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool
 
 from jaxtune.config import Remat as Remat
 from jaxtune.layers.cache import KVCache
@@ -105,6 +106,35 @@ def run_layers(
         mine = jax.tree.map(lambda a, index=index: a[index], trained)
         carry = apply(index - scanned, carry, mine, jnp.int32(index))
     return carry
+
+
+def finite_layers(
+    block: nnx.Module, layer: Layer, x: jax.Array, layers: int, period: int
+) -> tuple[jax.Array, Bool[Array, " L"]]:
+    """Apply `layers` layers, one after the other, and say which outputs are finite.
+
+    For a run that has failed: it compiles every layer by itself.
+
+    Args:
+      block: As in `run_layers`.
+      layer: Likewise.
+      x: Hidden states, [B, T, D].
+      layers: L.
+      period: Layers a period.
+
+    Returns:
+      The hidden states after the last layer, and whether those after each are finite.
+    """
+    graphdef, trained, fixed = nnx.split(block, nnx.Param, ...)
+    finite = []
+    for index in range(layers):
+        mine = jax.tree.map(lambda a, index=index: a[index], trained)
+        here = jax.tree.map(
+            functools.partial(_of_layer, index=jnp.int32(index)), fixed, is_leaf=is_stack
+        )
+        x, _ = layer(nnx.merge(graphdef, mine, here), x, None, jnp.int32(index), index % period)
+        finite.append(jnp.isfinite(x).all())
+    return x, jnp.stack(finite)
 
 
 def _of_layer(value: Any, index: jax.Array) -> Any:

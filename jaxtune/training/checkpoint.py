@@ -26,23 +26,13 @@ TREE_FOLDER = "resume"  # optimizer state and the rest, by Orbax
 _NAME = re.compile(rf"{PREFIX}([0-9]+)")
 
 
-def save_is_due(event: str, state: TrainerState, saves: str) -> bool:
-    """Whether a checkpoint is due, as transformers decides it.
-
-    Args:
-      event: "on_step_end" or "on_epoch_end".
-      state: Where the run stands.
-      saves: "no", "steps" (every `state.save_steps`, and after the last step) or "epoch".
-
-    Returns:
-      True if it is.
-
-    Source: transformers `trainer_callback.py`, `DefaultFlowCallback`.
-    """
-    if event == "on_epoch_end":
-        return saves == "epoch"
-    last = state.global_step >= state.max_steps
-    return saves == "steps" and (last or state.global_step % state.save_steps == 0)
+def folder_of(args: SFTConfig) -> Path:
+    """The folder of a run's checkpoints; a ValueError without one."""
+    if args.output_dir is None:
+        raise ValueError(
+            "saving needs a folder; `output_dir` is None. Pass SFTConfig(output_dir=...)."
+        )
+    return Path(args.output_dir)
 
 
 def write_checkpoint(output_dir: Path, snapshot: Snapshot, tokenizer: Any, args: SFTConfig) -> Path:
@@ -65,8 +55,8 @@ def write_checkpoint(output_dir: Path, snapshot: Snapshot, tokenizer: Any, args:
     with whole_folder(target) as folder:
         snapshot.model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        write_json(folder / STATE_FILE, _plain(dataclasses.asdict(snapshot.state)))
-        write_json(folder / ARGUMENTS_FILE, _plain(dataclasses.asdict(args)))
+        write_json(folder / STATE_FILE, plain(dataclasses.asdict(snapshot.state)))
+        write_json(folder / ARGUMENTS_FILE, plain(dataclasses.asdict(args)))
         if snapshot.manifest is not None:
             write_tree(folder / TREE_FOLDER, snapshot.arrays)
             adapter = [ADAPTER_FILE] if (folder / ADAPTER_FILE).is_file() else []
@@ -97,12 +87,19 @@ def _remove_old(newest: Path, state: TrainerState, limit: int | None) -> None:
         remove_folder(path)
 
 
-def _plain(value: Any) -> Any:
-    """What JSON can hold: NumPy's scalars as numbers, paths as text, NaN and infinities as null."""
+def plain(value: Any) -> Any:
+    """What JSON can hold: NumPy's scalars as numbers, paths as text, NaN and infinities as null.
+
+    Args:
+      value: Of dictionaries, sequences and scalars.
+
+    Returns:
+      The like, of Python's own types.
+    """
     if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
+        return {key: plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
+        return [plain(part) for part in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, os.PathLike):

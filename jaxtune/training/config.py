@@ -2,21 +2,24 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxtune.config import PACKING_STRATEGIES
 from jaxtune.errors import NotBuiltYetError
+from jaxtune.training.control_options import ControlOptions, check_control
+from jaxtune.training.script_arguments import ScriptArguments
 
 DEFAULT_WARMUP = 0.1  # of all steps
-SAVE_STRATEGIES = ("no", "steps", "epoch")
+SAVE_STRATEGIES = ("no", "steps", "epoch", "best")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SFTConfig:
+class SFTConfig(ControlOptions, ScriptArguments):
     """Options of `SFTTrainer`; every field is read.
 
-    Defaults are TRL's names with Unsloth's values.
+    Defaults are TRL's names with Unsloth's values. When things happen is in `ControlOptions`, what
+    else scripts pass in `ScriptArguments`.
 
     Attributes:
       output_dir: Where checkpoints and `SFTTrainer.save_model` write; None: nowhere.
@@ -52,16 +55,22 @@ class SFTConfig:
       adam_epsilon: Added to the root of the second moment.
       max_grad_norm: Gradients are scaled down to this global norm; 0 turns it off.
       label_smoothing_factor: Share of a token's loss that is the mean over the vocabulary.
-      logging_steps: Steps between two log records.
+      neftune_noise_alpha: Strength a of the noise U(-a, a) / sqrt(T D) on the embedding's output in
+        training; T is the length of the document, of a padded row its own. None: none.
+      logging_steps: Steps between two log records; below 1 it is a share of all steps.
       save_strategy: When `output_dir/checkpoint-{step}` is written: "no", "steps" (every
-        `save_steps`, and after the last step) or "epoch"; None: "steps" where `output_dir` is
-        given, else "no".
+        `save_steps`, and after the last step), "epoch", or "best" (after an evaluation better
+        than all before); None: "steps" where `output_dir` is given, else "no".
       save_steps: Steps between two checkpoints; below 1 it is a share of all steps.
       save_total_limit: Checkpoints that are kept, the newest and the best; None: all.
       save_only_model: Leave out of them what only resuming needs.
       fp16: A request for float16; the model's own dtype wins, and a line says so.
       bf16: Likewise for bfloat16.
-      seed: Of the data order, of dropout, and of an adapter that the trainer makes.
+      report_to: Where log records go too: "tensorboard", "wandb", a list of them, "all" that is
+        installed, or "none".
+      run_name: Of the run in those reports; None: theirs.
+      logging_dir: Folder of TensorBoard's file; None: one below `output_dir/runs`.
+      seed: Of the data order, of dropout and noise, and of an adapter that the trainer makes.
       disable_tqdm: No progress bar.
     """
 
@@ -92,18 +101,23 @@ class SFTConfig:
     adam_epsilon: int | float = 1e-8
     max_grad_norm: int | float = 1.0
     label_smoothing_factor: int | float = 0.0
-    logging_steps: int = 1
+    neftune_noise_alpha: int | float | None = None
+    logging_steps: int | float = 1
     save_strategy: str | None = None
     save_steps: int | float = 500
     save_total_limit: int | None = None
     save_only_model: bool = False
     fp16: bool = False
     bf16: bool | None = None
+    report_to: str | Sequence[str] | None = "none"
+    run_name: str | None = None
+    logging_dir: str | os.PathLike[str] | None = None
     seed: int = 3407
     disable_tqdm: bool = False
 
     def __post_init__(self) -> None:
         """Check ranges, and that no two fields contradict each other."""
+        super().__post_init__()
         for name in (
             "per_device_train_batch_size",
             "gradient_accumulation_steps",
@@ -114,6 +128,8 @@ class SFTConfig:
             _check(name, getattr(self, name), getattr(self, name) > 0, "> 0")
         for name in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "seed"):
             _check(name, getattr(self, name), getattr(self, name) >= 0, ">= 0")
+        alpha = self.neftune_noise_alpha
+        _check("neftune_noise_alpha", alpha, alpha is None or alpha >= 0, ">= 0 or None")
         _check("max_steps", self.max_steps, self.max_steps == -1 or self.max_steps > 0, "> 0 or -1")
         for name in ("max_length", "max_seq_length", "dataset_num_proc", "save_total_limit"):
             value = getattr(self, name)
@@ -139,6 +155,7 @@ class SFTConfig:
                 "`fp16` and `bf16` ask for two dtypes; got both. Pass one of them, or neither."
             )
         self._check_saving()
+        check_control(self)
 
     def _check_saving(self) -> None:
         """Check that what is to be saved has a time and a place."""
@@ -162,11 +179,10 @@ class SFTConfig:
             return self.save_strategy
         return "no" if self.output_dir is None else "steps"
 
-    def save_interval(self, total_steps: int) -> int:
-        """Steps between two checkpoints; a share is rounded up, as transformers does."""
-        if self.save_steps < 1:
-            return _share(self.save_steps, total_steps)
-        return int(self.save_steps)
+    def interval(self, name: str, total_steps: int) -> int:
+        """Steps between two of "logging", "eval" or "save"; a share is rounded up, as theirs."""
+        steps = getattr(self, f"{name}_steps")
+        return _share(steps, total_steps) if steps < 1 else int(steps)
 
     @property
     def row_limit(self) -> int | None:
@@ -211,6 +227,20 @@ class UnslothTrainingArguments(SFTConfig):
             raise NotBuiltYetError(
                 f"`q_galore_config` is not built yet; got {self.q_galore_config!r}. Leave it out."
             )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingArguments(SFTConfig):
+    """`SFTConfig` with transformers' defaults; every trainer takes both."""
+
+    per_device_train_batch_size: int = 8
+    per_device_eval_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    warmup_steps: int | float = 0
+    optim: str = "adamw_torch_fused"
+    weight_decay: int | float = 0.0
+    logging_steps: int | float = 500
+    seed: int = 42
 
 
 def _share(ratio: int | float, total_steps: int) -> int:

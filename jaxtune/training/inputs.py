@@ -10,62 +10,84 @@ from jaxtune.adapters.counting import count_parameters
 from jaxtune.api import FastLanguageModel
 from jaxtune.data.batch import IGNORE
 from jaxtune.data.rows import TokenizedRows
-from jaxtune.errors import NotBuiltYetError
 from jaxtune.language_model import LanguageModel
 from jaxtune.models.build import train_all
 from jaxtune.optim.registry import create_optimizer
 from jaxtune.optim.schedules import create_schedule
 from jaxtune.training.config import SFTConfig
+from jaxtune.training.foreign_arguments import is_foreign, read_arguments
 from jaxtune.training.peft_config import lora_arguments
 
+# What an evaluation gives without `compute_metrics`, worth comparing.
+METRICS = ("loss", "entropy", "mean_token_accuracy")
 Optimizers = tuple[optax.GradientTransformation | None, optax.Schedule | None]
 
-WAYS_AROUND = {
-    "eval_dataset": "Leave it out and evaluate with jaxtune.functional.loss.",
-    "compute_metrics": "Leave it out and measure in a callback's on_step_end.",
-}
 
-
-def refuse_unbuilt(requests: Mapping[str, Any]) -> None:
-    """Raise for a trainer argument that asks for what does not exist yet.
+def check_evaluation(
+    args: SFTConfig, eval_dataset: Any, compute_metrics: Any, preprocess: Any
+) -> None:
+    """Refuse what no evaluation of the run could serve, before anything is loaded.
 
     Args:
-      requests: The arguments named in `WAYS_AROUND`; None and False ask for nothing.
+      args: The options.
+      eval_dataset: As the trainer got it.
+      compute_metrics: Likewise.
+      preprocess: Likewise, `preprocess_logits_for_metrics`.
 
     Raises:
-      NotBuiltYetError: One asks for something.
+      ValueError: Evaluations without rows, or a best metric that none of them has.
+      TypeError: A function that is none.
     """
-    for name, value in requests.items():
-        if value is not None and value is not False:
-            raise NotBuiltYetError(
-                f"`{name}` is not built yet; got {_short(value)}. {WAYS_AROUND[name]}"
-            )
+    for name, value in (
+        ("compute_metrics", compute_metrics),
+        ("preprocess_logits_for_metrics", preprocess),
+    ):
+        if value is not None and not callable(value):
+            raise TypeError(f"`{name}` must be a function or None; got {type(value).__name__}.")
+    if args.eval_strategy != "no" and eval_dataset is None:
+        raise ValueError(
+            f"`eval_strategy`={args.eval_strategy!r} needs an `eval_dataset`; got None. Pass one, "
+            "or eval_strategy='no'."
+        )
+    if args.eval_on_start and eval_dataset is None:
+        raise ValueError("`eval_on_start` needs an `eval_dataset`; got None. Pass one.")
+    metric = args.metric_for_best_model
+    if metric is None or compute_metrics is not None or eval_dataset is None:
+        return
+    sets = [f"{name}_" for name in eval_dataset] if isinstance(eval_dataset, Mapping) else [""]
+    known = [f"eval_{name}{metric_}" for name in sets for metric_ in METRICS]
+    if f"eval_{metric.removeprefix('eval_')}" not in known:
+        raise ValueError(
+            f"`metric_for_best_model` must be a metric of an evaluation; got {metric!r}, wanted "
+            f"one of {known}. Pass one of them, or compute_metrics that gives it."
+        )
 
 
 def checked_args(args: Any) -> SFTConfig:
     """The options, with the names in them known to exist.
 
     Args:
-      args: From the user; None: the defaults.
+      args: From the user: `SFTConfig` or one of its kinds, or options of trl or transformers;
+        None: the defaults.
 
     Returns:
       The options.
 
     Raises:
-      NotBuiltYetError: Options of trl or transformers.
-      TypeError: Anything else that is no `SFTConfig`.
+      ValueError: Options of trl or transformers ask for what is not served.
+      TypeError: Anything else.
     """
     if args is None:
         return SFTConfig()
     if isinstance(args, SFTConfig):
         return args
+    if is_foreign(args):
+        return read_arguments(args)
     kind = f"{type(args).__module__}.{type(args).__qualname__}"
-    if hasattr(args, "per_device_train_batch_size"):
-        raise NotBuiltYetError(
-            f"reading `args` of another library is not built yet; got {kind}. "
-            "Pass jaxtune.SFTConfig(...) with the same fields."
-        )
-    raise TypeError(f"`args` must be a jaxtune.SFTConfig; got {kind}. Pass SFTConfig(...).")
+    raise TypeError(
+        f"`args` must be a jaxtune.SFTConfig or TrainingArguments, or one of trl's or "
+        f"transformers'; got {kind}. Pass SFTConfig(...)."
+    )
 
 
 def checked_optimizers(optimizers: Any, args: SFTConfig) -> Optimizers:
@@ -210,8 +232,3 @@ def check_rows(rows: TokenizedRows, vocab_size: int) -> None:
             "all -100 after its first. Pass longer rows, or a larger max_seq_length if they were "
             "cut."
         )
-
-
-def _short(value: Any) -> str:
-    """A value for a message: what is short as it is, of anything else its type."""
-    return repr(value) if isinstance(value, (bool, int, float)) else type(value).__name__

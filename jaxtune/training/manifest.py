@@ -27,6 +27,8 @@ class Identity:
       rows: Training rows.
       data: Digest of the tokenised rows.
       packing: How they are packed, and to what length; None: they are not.
+      sampling: Their order, "random" or another.
+      drop_last: Rows that do not fill a micro-batch are left out.
     """
 
     seed: int
@@ -35,6 +37,8 @@ class Identity:
     rows: int
     data: str
     packing: str | None
+    sampling: str = "random"
+    drop_last: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

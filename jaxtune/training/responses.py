@@ -28,7 +28,8 @@ def train_on_responses_only(
     rows without an answer are left out and counted.
 
     Args:
-      trainer: An `SFTTrainer`, whose rows are masked; None with `return_function`.
+      trainer: An `SFTTrainer`, whose rows are masked, those of evaluations too; None with
+        `return_function`.
       instruction_part: Text that opens the user's turns; None with `response_part`: both are seen
         in the tokenizer's chat template.
       response_part: Text that opens the assistant's turns.
@@ -69,8 +70,14 @@ def train_on_responses_only(
     )
     if not isinstance(rows, TokenizedRows) or return_function:
         return _label_function(mask)
-    trainer.train_dataset = mask.apply(rows, trainer.max_length)
-    check_rows(trainer.train_dataset, trainer.model.config.vocab_size)
+    vocab_size, longest = trainer.model.config.vocab_size, trainer.max_length
+    trainer.train_dataset = mask.apply(rows, longest)
+    check_rows(trainer.train_dataset, vocab_size)
+    held = trainer.eval_dataset
+    if isinstance(held, dict):
+        trainer.eval_dataset = {name: mask.apply(its, longest) for name, its in held.items()}
+    elif held is not None:
+        trainer.eval_dataset = mask.apply(held, longest)
     return trainer
 
 

@@ -24,7 +24,7 @@ from jaxtune.training.named_leaves import named_leaves, with_values
 from jaxtune.training.saved_adapter import read_matching_adapter
 from jaxtune.training.saved_tree import read_tree
 from jaxtune.training.snapshot import DROPOUT_KEY, OPTIMIZER, TRAINED
-from jaxtune.training.state import TrainerState
+from jaxtune.training.state import TrainerControl, TrainerState
 from jaxtune.training.step import split
 
 
@@ -39,6 +39,8 @@ class Start:
       epoch: Pass over the data, from 0.
       window: Windows of it that are done.
       losses: Of the steps so far.
+      unfinished: The checkpoint's step was not evaluated yet, and was to be.
+      unsaved: Nor was it saved after that.
     """
 
     opt_state: Any
@@ -47,6 +49,8 @@ class Start:
     epoch: int = 0
     window: int = 0
     losses: Losses = dataclasses.field(default_factory=Losses)
+    unfinished: bool = False
+    unsaved: bool = False
 
 
 def find_checkpoint(asked: Any, output_dir: Any) -> Path | None:
@@ -81,20 +85,23 @@ def find_checkpoint(asked: Any, output_dir: Any) -> Path | None:
     return found[-1]
 
 
-def start_anew(model: LanguageModel, tx: optax.GradientTransformation, seed: int) -> Start:
+def start_anew(
+    model: LanguageModel, tx: optax.GradientTransformation, seed: int, *, draws: bool
+) -> Start:
     """The start of a run that resumes nothing.
 
     Args:
       model: What is trained in it.
       tx: The optimizer.
-      seed: Of dropout.
+      seed: Of dropout and noise.
+      draws: Whether there is any.
 
     Returns:
       Step 0.
     """
     return Start(
         opt_state=tx.init(split(model)[1]),
-        dropout_key=jax.random.key(seed) if model.has_dropout else None,
+        dropout_key=jax.random.key(seed) if draws else None,
     )
 
 
@@ -106,6 +113,7 @@ def resume(
     optim: str,
     total: int,
     identity: Identity,
+    draws: bool,
 ) -> Start:
     """Take a checkpoint over: its weights into the model, the rest into the start of the run.
 
@@ -119,6 +127,7 @@ def resume(
       optim: Its name in the options, for messages.
       total: Steps of the run.
       identity: Of the run.
+      draws: Whether the run has dropout or noise.
 
     Returns:
       Where the run goes on.
@@ -135,7 +144,7 @@ def resume(
     wanted = named_leaves(trainable)
     tensors = _adapter_tensors(folder, model, trainable)
     if manifest is None:
-        return _from_weights_alone(folder, model, tx, tensors, identity.seed)
+        return _from_weights_alone(folder, model, tx, tensors, seed=identity.seed, draws=draws)
     _check_identity(manifest.identity, identity)
     lora = {name for name, leaf in _variables(trainable).items() if isinstance(leaf, nnx.LoRAParam)}
     arrays = {TRAINED + name: leaf for name, leaf in wanted.items() if name not in lora}
@@ -144,14 +153,27 @@ def resume(
     arrays = {OPTIMIZER + name: leaf for name, leaf in states.items()}
     rule = f"the optimizer's state must fit the run's optim={optim!r}, saved by {manifest.optim!r}"
     _check_arrays(manifest, OPTIMIZER, arrays, rule)
-    key = jax.random.key_data(jax.random.key(identity.seed)) if model.has_dropout else None
+    key = jax.random.key_data(jax.random.key(identity.seed)) if draws else None
     arrays = {} if key is None else {DROPOUT_KEY: key}
-    _check_arrays(manifest, DROPOUT_KEY, arrays, "the model must have dropout in both runs or none")
+    _check_arrays(
+        manifest,
+        DROPOUT_KEY,
+        arrays,
+        "both runs must have dropout or noise (neftune_noise_alpha), or neither",
+    )
     state = _read_state(folder)
+    best = state.best_model_checkpoint
+    if best is not None and not Path(best).is_dir():
+        warnings.warn(
+            f"{best} was the best checkpoint and is gone; until a better one this run has none.",
+            stacklevel=3,
+        )
+        state.best_model_checkpoint = None
     _check_steps_left(state.global_step, total)
     tree = read_tree(folder / TREE_FOLDER, {name: manifest.blank(name) for name in manifest.arrays})
     _set_weights(model, tensors, _below(tree, TRAINED))
     _, trainable, _ = split(model)
+    control = state.stateful_callbacks.get(TrainerControl.__name__, {}).get("args", {})
     return Start(
         opt_state=with_values(tx.init(trainable), _below(tree, OPTIMIZER)),
         dropout_key=None if key is None else _key(tree[DROPOUT_KEY]),
@@ -159,7 +181,33 @@ def resume(
         epoch=manifest.epoch,
         window=manifest.window,
         losses=Losses(total=manifest.loss_total, unlogged=tuple(manifest.unlogged)),
+        unfinished=control.get("should_evaluate", False),
+        unsaved=control.get("should_save", False),
     )
+
+
+def load_weights(folder: Path, model: LanguageModel) -> None:
+    """Give the model the weights of a checkpoint of its run, and nothing else of it.
+
+    Args:
+      folder: The checkpoint.
+      model: Changed in place, after every check has passed.
+
+    Raises:
+      CheckpointError: A file is missing or damaged.
+      IncompatibleCheckpointError: It is one of another adapter.
+    """
+    _, trainable, _ = split(model)
+    tensors = _adapter_tensors(folder, model, trainable)
+    if not (folder / MANIFEST_FILE).is_file():
+        _set_weights(model, tensors, _whole_weights(folder, model))
+        return
+    manifest = read_manifest(folder)
+    tree: dict[str, np.ndarray] = {}
+    if any(name.startswith(TRAINED) for name in manifest.arrays):
+        blank = {name: manifest.blank(name) for name in manifest.arrays}
+        tree = read_tree(folder / TREE_FOLDER, blank)
+    _set_weights(model, tensors, _below(tree, TRAINED))
 
 
 def _adapter_tensors(
@@ -182,21 +230,27 @@ def _from_weights_alone(
     model: LanguageModel,
     tx: optax.GradientTransformation,
     tensors: dict[str, np.ndarray],
+    *,
     seed: int,
+    draws: bool,
 ) -> Start:
     """Step 0 with the weights of a folder that holds nothing else."""
-    trained = {}
-    if model.carried.adapter is None:
-        loaded = load_model(folder, type(model), model.config, dtype=jnp.float32, progress=False)
-        trained = named_leaves(nnx.state(loaded))
-    _set_weights(model, tensors, trained)
+    _set_weights(model, tensors, _whole_weights(folder, model))
     warnings.warn(
         f"{folder} holds weights alone: the optimizer's state, the step and the place in the data "
         "are lost, and the run begins at step 0 with these weights (those that are trained whole "
         "as they were rounded for the file). Checkpoints of save_only_model=False hold all.",
         stacklevel=4,
     )
-    return start_anew(model, tx, seed)
+    return start_anew(model, tx, seed, draws=draws)
+
+
+def _whole_weights(folder: Path, model: LanguageModel) -> dict[str, Any]:
+    """The weights of a fully fine-tuned model, as they were rounded for the file."""
+    if model.carried.adapter is not None:
+        return {}
+    loaded = load_model(folder, type(model), model.config, dtype=jnp.float32, progress=False)
+    return named_leaves(nnx.state(loaded))
 
 
 def _set_weights(

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from jaxtune.language_model import LanguageModel
+from jaxtune.training.best_model import name_best
 from jaxtune.training.checkpoint import write_checkpoint
 from jaxtune.training.config import SFTConfig
 from jaxtune.training.interrupt import deferred_interrupt
@@ -36,7 +37,6 @@ class Saver:
         start: Start,
         *,
         identity: Callable[[], Identity],
-        windows_per_epoch: int,
     ) -> None:
         """Write nothing yet.
 
@@ -46,7 +46,6 @@ class Saver:
           args: `save_only_model`, `save_total_limit` and `optim`.
           start: Where the run begins.
           identity: Of the run; called only if need be, since it reads all rows.
-          windows_per_epoch: Steps of a pass over the data.
         """
         self.opt_state = start.opt_state
         self.saved = start.state.global_step
@@ -54,10 +53,18 @@ class Saver:
         self._model, self._tokenizer = model, tokenizer
         self._dropout_key = start.dropout_key
         self._identity = identity
-        self._windows_per_epoch = windows_per_epoch
         self._writer = Writer()
 
-    def save(self, output_dir: Path, state: TrainerState, losses: Losses) -> None:
+    def save(
+        self,
+        output_dir: Path,
+        state: TrainerState,
+        losses: Losses,
+        *,
+        epoch: int,
+        window: int,
+        weights_alone: bool = False,
+    ) -> None:
         """Copy the run, and start to write `output_dir/checkpoint-{step}`.
 
         Waits for the write before it, so that there is one copy at most; and for the device.
@@ -66,14 +73,17 @@ class Saver:
           output_dir: Created if need be.
           state: Where the run stands; its last step is in `losses`.
           losses: From the log.
+          epoch: Pass over the data that a resumed run goes on in, from 0.
+          window: Windows of it that are done.
+          weights_alone: Leave out what only resuming needs, as `save_only_model` does.
 
         Raises:
           OSError: The write before this one failed, as may any other of its errors.
         """
         self._writer.wait()
+        name_best(output_dir, state)
         manifest = None
-        if not self.args.save_only_model:
-            epoch, window = divmod(state.global_step, self._windows_per_epoch)
+        if not (weights_alone or self.args.save_only_model):
             manifest = Manifest(
                 identity=self._identity(),
                 optim=self.args.optim,

@@ -19,6 +19,33 @@ class TrainOutput(NamedTuple):
     metrics: dict[str, float]
 
 
+class EvalPrediction(NamedTuple):
+    """What `compute_metrics` gets.
+
+    Attributes:
+      predictions: Logits, or what `preprocess_logits_for_metrics` made of them, [rows, longest,
+        ...]; -100 behind the end of a row.
+      label_ids: Labels aligned with the input, [rows, longest]; -100 is ignored, and padding.
+    """
+
+    predictions: Any
+    label_ids: Any
+
+
+class PredictionOutput(NamedTuple):
+    """What `predict` returns.
+
+    Attributes:
+      predictions: As `compute_metrics` gets them; None with `prediction_loss_only`.
+      label_ids: Likewise.
+      metrics: test_loss, test_runtime (s) and the others of an evaluation.
+    """
+
+    predictions: Any
+    label_ids: Any
+    metrics: dict[str, Any]
+
+
 @dataclasses.dataclass
 class TrainerState:
     """Where the run stands; changed by the trainer, read by callbacks.
@@ -77,59 +104,18 @@ class TrainerControl:
 
     Attributes:
       should_training_stop: End the run after this step.
-      should_log: Make a log record of this step.
+      should_epoch_stop: Go on with the next pass over the data after this step.
       should_save: Write a checkpoint after this step, or after this epoch from `on_epoch_end`.
+      should_evaluate: Evaluate after this step, or after this epoch.
+      should_log: Make a log record of this step.
     """
 
     should_training_stop: bool = False
-    should_log: bool = False
+    should_epoch_stop: bool = False
     should_save: bool = False
+    should_evaluate: bool = False
+    should_log: bool = False
 
-
-class TrainerCallback:
-    """Base of callbacks, with transformers' method names.
-
-    Each method gets the options, the state and the control, and by keyword what goes with it; an
-    override takes `**kwargs` for what it does not use, and may return a control that replaces the
-    trainer's. The model's variables hold the arrays of the step just made: generating and saving
-    are safe at any call.
-    """
-
-    def on_train_begin(
-        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl | None:
-        """Before the first step."""
-
-    def on_step_end(
-        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl | None:
-        """After an optimizer step; its loss is not known on the host yet."""
-
-    def on_log(
-        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl | None:
-        """After a log record; `logs` is that record."""
-
-    def on_save(
-        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl | None:
-        """After a checkpoint was written to `output_dir/checkpoint-{global_step}`.
-
-        The run waits for the disk only where a callback overrides this; else it goes on meanwhile.
-        """
-
-    def on_epoch_end(
-        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl | None:
-        """After a pass over the data, or the part of it that the last step ended."""
-
-    def on_train_end(
-        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl | None:
-        """After the last step."""
-
-
-def listens_to_saves(callback: Any) -> bool:
-    """Whether a callback, ours or transformers', overrides `on_save`, and may read the folder."""
-    name = getattr(getattr(callback, "on_save", None), "__qualname__", "")
-    return name != f"{TrainerCallback.__name__}.on_save"
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, in transformers' form."""
+        return {"args": dataclasses.asdict(self), "attributes": {}}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,14 +13,14 @@ from jaxtyping import Array, Float, Int
 
 from jaxtune.data.batch import IGNORE, Batch, MicroBatches, shift_labels
 from jaxtune.models.decoder import CausalLM
+from jaxtune.optim.loss_scale import LossScaleState
 from pallas_kernels import linear_cross_entropy
 
+# Also makes cuDNN's attention choose a backward pass without atomic additions.
+DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 # Of the micro-batches so far: gradient, loss, tokens counted.
 _Sums = tuple[nnx.State, jax.Array, jax.Array]
-Step = Callable[
-    [nnx.State, optax.OptState, nnx.State, Batch | MicroBatches],
-    tuple[nnx.State, optax.OptState, dict[str, jax.Array]],
-]
+Step = Callable[..., tuple[nnx.State, optax.OptState, dict[str, jax.Array]]]
 
 
 def split(model: CausalLM) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
@@ -49,6 +49,7 @@ def loss(
     batch: Batch,
     *,
     label_smoothing: float = 0.0,
+    neftune_noise_alpha: int | float | None = None,
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Sum of the token losses of a batch, and the number of tokens in it.
 
@@ -62,6 +63,8 @@ def loss(
       batch: One micro-batch.
       label_smoothing: e in [0, 1): a token's loss becomes (1 - e) times itself plus e times the
         mean of -log p over the vocabulary.
+      neftune_noise_alpha: Strength of the embedding's noise, drawn where the batch has a
+        `dropout_key`; None: none.
 
     Returns:
       (loss_sum, token_count), float32 and int32.
@@ -74,6 +77,7 @@ def loss(
         segment_ids=segment_ids,
         positions=None if batch.positions is None else jnp.asarray(batch.positions),
         dropout_key=batch.dropout_key,
+        neftune_noise_alpha=neftune_noise_alpha,
     )
     return token_losses(model, hidden, batch, label_smoothing=label_smoothing)
 
@@ -117,6 +121,8 @@ def window_gradient(
     accumulation: int,
     *,
     label_smoothing: float = 0.0,
+    neftune_noise_alpha: int | float | None = None,
+    loss_scale: Float[Array, ""] | None = None,
 ) -> tuple[nnx.State, Float[Array, ""], Int[Array, ""]]:
     """Gradient of the window's mean loss, that loss, and its token count.
 
@@ -130,19 +136,31 @@ def window_gradient(
       batch: All rows of the window, [accumulation * B, T]; or its micro-batches.
       accumulation: Micro-batches to cut a `Batch` into, in order.
       label_smoothing: As in `loss`.
+      neftune_noise_alpha: As in `loss`.
+      loss_scale: The window's mean loss is multiplied by it, and the gradient divided by it again,
+        so that float16 can hold what is in between; None: neither.
 
     Returns:
       (gradient, mean loss, token count); the gradient of a leaf is float32 at least.
     """
-    smoothed = functools.partial(loss, label_smoothing=label_smoothing)
-    value_and_grad = jax.value_and_grad(smoothed, argnums=1, has_aux=True)
+    trained = functools.partial(
+        loss, label_smoothing=label_smoothing, neftune_noise_alpha=neftune_noise_alpha
+    )
+    # Divided by the tokens before the backward pass, as torch does it: float16's range is short.
+    factor = None if loss_scale is None else loss_scale / jnp.maximum(tokens_of(batch), 1)
+
+    def scaled(*parts: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        loss_sum, count = trained(*parts)
+        return (loss_sum if factor is None else loss_sum * factor), (loss_sum, count)
+
+    value_and_grad = jax.value_and_grad(scaled, argnums=1, has_aux=True)
 
     def add(total: _Sums, micro: Batch) -> _Sums:
-        (loss_sum, count), gradient = value_and_grad(graphdef, trainable, frozen, micro)
+        (_, (loss_sum, count)), gradient = value_and_grad(graphdef, trainable, frozen, micro)
         return jax.tree.map(jnp.add, total, (gradient, loss_sum, count))
 
     if isinstance(batch, Batch) and accumulation == 1:
-        (loss_sum, count), gradient = value_and_grad(graphdef, trainable, frozen, batch)
+        (_, (loss_sum, count)), gradient = value_and_grad(graphdef, trainable, frozen, batch)
         gradient = jax.tree.map(lambda g, p: g.astype(_wide(p)), gradient, trainable)
     else:
         total: _Sums = (
@@ -157,18 +175,28 @@ def window_gradient(
             total = _add_micro_batches(add, total, batch)
         gradient, loss_sum, count = total
     tokens = jnp.maximum(count, 1)
-    return jax.tree.map(lambda g: g / tokens, gradient), loss_sum / tokens, count
+    divisor = tokens if loss_scale is None else loss_scale
+    return jax.tree.map(lambda g: g / divisor, gradient), loss_sum / tokens, count
+
+
+def tokens_of(batch: Batch | MicroBatches) -> Int[Array, ""]:
+    """Labels that a window counts, known before any forward pass."""
+    count = jnp.int32(0)
+    for rows in (batch,) if isinstance(batch, Batch) else batch.stacks:
+        width = rows.input_ids.shape[-1]
+        segments = rows.segment_ids
+        if segments is not None:
+            segments = jnp.asarray(segments).reshape(-1, width)
+        labels = jnp.asarray(rows.labels).reshape(-1, width)
+        count += jnp.sum(shift_labels(labels, segments) != IGNORE)
+    return count
 
 
 def _add_micro_batches(
     add: Callable[[_Sums, Batch], _Sums], total: _Sums, batch: MicroBatches
 ) -> _Sums:
     """Add those that are used: a loop of as many rounds a stack, so that no empty one is run."""
-    for number, (stack, used) in enumerate(zip(batch.stacks, batch.used, strict=True)):
-        if batch.dropout_key is not None:
-            key = jax.random.fold_in(batch.dropout_key, number)
-            keys = jax.random.split(key, stack.input_ids.shape[0])
-            stack = dataclasses.replace(stack, dropout_key=keys)
+    for stack, used in _keyed_stacks(batch):
         total = jax.lax.fori_loop(
             0,
             used,
@@ -176,6 +204,28 @@ def _add_micro_batches(
             total,
         )
     return total
+
+
+def _keyed_stacks(batch: MicroBatches) -> Iterator[tuple[Batch, Any]]:
+    """The stacks, each slot with a dropout key of its own, and how many slots are used."""
+    for number, (stack, used) in enumerate(zip(batch.stacks, batch.used, strict=True)):
+        if batch.dropout_key is not None:
+            key = jax.random.fold_in(batch.dropout_key, number)
+            keys = jax.random.split(key, stack.input_ids.shape[0])
+            stack = dataclasses.replace(stack, dropout_key=keys)
+        yield stack, used
+
+
+def micro_batches_of(batch: Batch | MicroBatches, accumulation: int) -> Iterator[Batch]:
+    """The micro-batches of a window one by one, with the very keys that a step gives them."""
+    if isinstance(batch, Batch) and accumulation == 1:
+        yield batch
+        return
+    cut = isinstance(batch, Batch)
+    whole = [(_cut(batch, accumulation), accumulation)] if cut else _keyed_stacks(batch)
+    for stack, used in whole:
+        for place in range(int(used)):
+            yield jax.tree.map(lambda array, place=place: array[place], stack)
 
 
 def _wide(leaf: jax.Array) -> jnp.dtype:
@@ -224,6 +274,8 @@ def make_train_step(
     accumulation: int = 1,
     max_grad_norm: int | float | None = None,
     label_smoothing: float = 0.0,
+    neftune_noise_alpha: int | float | None = None,
+    deterministic: bool = False,
 ) -> Step:
     """Compile-once training step: micro-batches, clip and optimizer in one program.
 
@@ -233,11 +285,19 @@ def make_train_step(
       accumulation: Micro-batches a step; the rows of a `Batch` are cut in order.
       max_grad_norm: Global norm to clip to; None or 0: no clipping.
       label_smoothing: As in `loss`.
+      neftune_noise_alpha: As in `loss`.
+      deterministic: Have XLA choose operations whose results do not depend on the order of its
+        threads; slower on a GPU.
 
     Returns:
-      `step(trainable, opt_state, frozen, batch) -> (trainable, opt_state, metrics)`, which
-      *consumes* its first two arguments (their memory is reused). metrics: `loss` (mean over the
-      window's tokens), `grad_norm` (before clipping) and `tokens` (labels counted), on the device.
+      `step(trainable, opt_state, frozen, batch, halted=None) -> (trainable, opt_state, metrics)`,
+      which *consumes* its first two arguments (their memory is reused). metrics: `loss` (mean over
+      the window's tokens), `grad_norm` (before clipping) and `tokens` (labels counted), on the
+      device. An `opt_state` of `dynamic_loss_scale` scales the loss, and adds `loss_scale` and
+      `skipped`, the number of steps left out so far. Given `halted`, False for the first step and
+      that of the step before for each other one, `halted` comes too: True from the step on whose
+      loss or gradient is not finite (scaled: whose scale fell below 1), and parameters no longer
+      change.
     """
 
     def step(
@@ -245,15 +305,24 @@ def make_train_step(
         opt_state: optax.OptState,
         frozen: nnx.State,
         batch: Batch | MicroBatches,
+        halted: jax.Array | None = None,
     ) -> tuple[nnx.State, optax.OptState, dict[str, jax.Array]]:
-        if batch.dropout_key is None and merge(graphdef, trainable, frozen).has_dropout:
+        draws = neftune_noise_alpha or merge(graphdef, trainable, frozen).has_dropout
+        if batch.dropout_key is None and draws:
             raise ValueError(
-                "a model with lora_dropout > 0 needs `Batch.dropout_key` in a training step; got "
-                "None. Pass a key of its own to each step: "
+                "lora_dropout > 0 and NEFTune's noise need `Batch.dropout_key` in a training "
+                "step; got None. Pass a key of its own to each step: "
                 "jax.random.fold_in(jax.random.key(seed), step)."
             )
         gradient, mean_loss, tokens = window_gradient(
-            graphdef, trainable, frozen, batch, accumulation, label_smoothing=label_smoothing
+            graphdef,
+            trainable,
+            frozen,
+            batch,
+            accumulation,
+            label_smoothing=label_smoothing,
+            neftune_noise_alpha=neftune_noise_alpha,
+            loss_scale=opt_state.scale if isinstance(opt_state, LossScaleState) else None,
         )
         norm = optax.tree.norm(gradient)
         if max_grad_norm:
@@ -263,8 +332,16 @@ def make_train_step(
         with jax.named_scope("optimizer"):
             updates, opt_state = tx.update(gradient, opt_state, trainable)
         metrics = {"loss": mean_loss, "grad_norm": norm, "tokens": tokens}
+        ends = ~(jnp.isfinite(mean_loss) & jnp.isfinite(norm))
+        if isinstance(opt_state, LossScaleState):
+            metrics |= {"loss_scale": opt_state.scale, "skipped": opt_state.skipped}
+            ends = opt_state.scale < 1
+        if halted is not None:
+            metrics["halted"] = halted = halted | ends
+            updates = jax.tree.map(lambda u: jnp.where(halted, jnp.zeros_like(u), u), updates)
         # optax's annotation forgets that the tree it returns is of the kind that it was given.
         updated: Any = optax.apply_updates(trainable, updates)
         return updated, opt_state, metrics
 
-    return jax.jit(step, donate_argnums=(0, 1))
+    options = DETERMINISTIC if deterministic else None
+    return jax.jit(step, donate_argnums=(0, 1), compiler_options=options)

@@ -1,7 +1,6 @@
 """`SFTTrainer`: supervised fine-tuning under TRL's names; it sequences pure functions."""
 
 import contextlib
-import dataclasses
 import functools
 import math
 import os
@@ -11,59 +10,54 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from tqdm.auto import tqdm
 
 from jaxtune import runtime
-from jaxtune.adapters.counting import count_parameters
-from jaxtune.data.collate import windows_per_epoch
-from jaxtune.data.plan import Plan, Request, describe, make_plan
+from jaxtune.data.plan import Plan, Request, make_plan
 from jaxtune.data.tokenize import tokenize_dataset
+from jaxtune.errors import NonFiniteLossError
 from jaxtune.language_model import LanguageModel
-from jaxtune.models.placement import devices_of, split_rows
+from jaxtune.models.placement import devices_of
+from jaxtune.optim.loss_scale import dynamic_loss_scale
 from jaxtune.optim.registry import create_optimizer
 from jaxtune.optim.schedules import create_schedule
-from jaxtune.training.checkpoint import PREFIX, save_is_due
+from jaxtune.training.best_model import settle_best
+from jaxtune.training.callbacks import CallbackHandler
+from jaxtune.training.checkpoint import PREFIX, folder_of
 from jaxtune.training.collators import check_collator
 from jaxtune.training.config import SFTConfig
+from jaxtune.training.control_options import with_derived
 from jaxtune.training.data_report import report_lines
 from jaxtune.training.embedding_rate import check_embedding_rate, embedding_schedule, rate_lines
+from jaxtune.training.evaluation_methods import EvaluationMethods
 from jaxtune.training.inputs import (
     Optimizers,
+    check_evaluation,
     check_rows,
     checked_args,
     checked_optimizers,
     checked_transformation,
     one_tokenizer,
     ready_model,
-    refuse_unbuilt,
     row_limit,
 )
-from jaxtune.training.interrupt import deferred_interrupt, exit_on_sigterm
+from jaxtune.training.interrupt import exit_on_sigterm
 from jaxtune.training.log import Log
+from jaxtune.training.loop import Loop
+from jaxtune.training.loss_plot import loss_figure
 from jaxtune.training.manifest import Identity
-from jaxtune.training.offload_check import check_offload
-from jaxtune.training.resume import (
-    Start,
-    find_checkpoint,
-    resume,
-    start_anew,
-)
+from jaxtune.training.reports import own_callbacks
+from jaxtune.training.resume import Start, find_checkpoint, resume, start_anew
 from jaxtune.training.saver import Saver
-from jaxtune.training.state import (
-    TrainerControl,
-    TrainerState,
-    TrainOutput,
-    listens_to_saves,
-)
-from jaxtune.training.step import make_train_step, split
+from jaxtune.training.start_report import start_lines, state_of
+from jaxtune.training.state import TrainerControl, TrainerState, TrainOutput
 from jaxtune.training.whole_folder import clear_leftovers
 
 
-class SFTTrainer:
+class SFTTrainer(EvaluationMethods):
     """Fine-tunes what is trainable in a model: adapters, or all of it.
 
     Loss: sum of token losses over the tokens of the whole accumulation window. Rows in the order
@@ -75,6 +69,7 @@ class SFTTrainer:
       args: The options.
       state: Where the run stands.
       train_dataset: The tokenised rows.
+      eval_dataset: Those of evaluations, or several sets by name, or None.
       optimizer: The optax transformation of the run, from `create_optimizer`.
       lr_scheduler: The schedule that records of the learning rate come from; None: unknown.
     """
@@ -89,6 +84,7 @@ class SFTTrainer:
         processing_class: Any = None,
         *,
         compute_metrics: Callable[..., Any] | None = None,
+        preprocess_logits_for_metrics: Callable[..., Any] | None = None,
         callbacks: Sequence[Any] | None = None,
         optimizers: Optimizers = (None, None),
         peft_config: Any = None,
@@ -110,10 +106,12 @@ class SFTTrainer:
           data_collator: `DataCollatorForSeq2Seq`, which pads as this trainer does; no other yet.
           train_dataset: A `datasets.Dataset` or a list of mappings: of texts, messages, prompts
             and completions, or token ids.
-          eval_dataset: Not built yet.
+          eval_dataset: Like `train_dataset`, or several of them by name.
           processing_class: TRL's newer name of `tokenizer`.
-          compute_metrics: Not built yet.
-          callbacks: `TrainerCallback`s, ours or transformers', called as the run goes on.
+          compute_metrics: Function of an `EvalPrediction` that gives a dict of numbers.
+          preprocess_logits_for_metrics: What its predictions are made of; see `evaluate`.
+          callbacks: `TrainerCallback`s, ours or transformers', or their classes, called as the
+            run goes on.
           optimizers: An optax transformation to train with, and the schedule that the learning
             rate of log records comes from. Without a transformation it is made of the options,
             with the schedule if there is one; with a transformation alone records have no rate.
@@ -130,16 +128,13 @@ class SFTTrainer:
           ValueError: Nothing to train, no tokenizer, no rows, rows that cannot be read, or an
             `embedding_learning_rate` without a trained embedding or head.
           TypeError: `args`, `optimizers` or `peft_config` is of a wrong type.
-          NotBuiltYetError: What is marked so above was asked for.
+          NotBuiltYetError: A collator of one's own.
         """
-        refuse_unbuilt(
-            {
-                "eval_dataset": eval_dataset,
-                "compute_metrics": compute_metrics,
-            }
-        )
         check_collator(data_collator)
-        self.args = checked_args(args)
+        self.args = with_derived(checked_args(args))
+        check_evaluation(self.args, eval_dataset, compute_metrics, preprocess_logits_for_metrics)
+        self.compute_metrics = compute_metrics
+        self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
         self._given_optimizers = checked_optimizers(optimizers, self.args)
         self.optimizer, self.lr_scheduler = self._given_optimizers
         if train_dataset is None:
@@ -147,30 +142,43 @@ class SFTTrainer:
                 "`train_dataset` must be given; got None. "
                 "Pass a datasets.Dataset or a list of mappings, [{'text': ...}, ...]."
             )
-        self.callbacks = list(callbacks or ())
-        self.state = TrainerState()
-        self.control = TrainerControl()
-        limit = max_seq_length if max_seq_length is not None else self.args.row_limit
+        handler = CallbackHandler([*own_callbacks(self.args), *(callbacks or ())], self.args)
+        limit = _first(max_seq_length, self.args.row_limit)
         self.model = ready_model(model, peft_config, limit, self.args.seed)
         check_embedding_rate(self.args, self.optimizer, self.model)
         self.tokenizer = one_tokenizer(tokenizer, processing_class, self.model)
         self.max_length = row_limit(limit, self.model)
-        packs = self.args.packing if packing is None else packing
-        self._packing = self.args.packing_strategy if packs else None
-        self.train_dataset = tokenize_dataset(
-            train_dataset,
-            self.tokenizer,
-            text_field=self.args.dataset_text_field
-            if dataset_text_field is None
-            else dataset_text_field,
+        self._packing = self.args.packing_strategy if _first(packing, self.args.packing) else None
+        self._tokenize = functools.partial(
+            tokenize_dataset,
+            tokenizer=self.tokenizer,
+            text_field=_first(dataset_text_field, self.args.dataset_text_field),
             formatting_func=formatting_func,
-            # These two strategies split what is too long, and lose nothing.
-            max_length=self.max_length if self._packing in (None, "bfd") else sys.maxsize,
-            threads=self.args.dataset_num_proc if dataset_num_proc is None else dataset_num_proc,
+            threads=_first(dataset_num_proc, self.args.dataset_num_proc),
             completion_only_loss=self.args.completion_only_loss,
             assistant_only_loss=self.args.assistant_only_loss,
         )
+        # These two strategies split what is too long, and lose nothing.
+        splits = self._packing not in (None, "bfd")
+        self.train_dataset = self._tokenize(
+            train_dataset, max_length=sys.maxsize if splits else self.max_length
+        )
         check_rows(self.train_dataset, self.model.config.vocab_size)
+        self.eval_dataset = self.eval_rows(eval_dataset)
+        self.callback_handler = handler
+        handler.more |= {"model": self.model, "processing_class": self.tokenizer}
+        handler.more |= {"optimizer": self.optimizer, "lr_scheduler": self.lr_scheduler}
+        handler.tell("on_init_end")
+
+    @property
+    def state(self) -> TrainerState:
+        """Where the run stands."""
+        return self.callback_handler.state
+
+    @property
+    def control(self) -> TrainerControl:
+        """What callbacks ask for."""
+        return self.callback_handler.control
 
     @property
     def batch_size(self) -> int:
@@ -195,50 +203,96 @@ class SFTTrainer:
 
         Raises:
           ValueError: There is no such checkpoint, or it is damaged or not one of this run.
+          NonFiniteLossError: A loss or gradient was NaN or infinite; the model is left as it was
+            before that step, with a checkpoint of it where `save_strategy` writes any. In float16
+            a step that overflows is left out, and the loss scaled less; this is raised where no
+            scale is left.
         """
         runtime.use_compile_cache()
         args, plan = self.args, self._plan()
         if args.saves != "no":
-            self._output_dir().mkdir(parents=True, exist_ok=True)
-            clear_leftovers(self._output_dir(), PREFIX)
+            output_dir = folder_of(args)
+            output_dir.mkdir(parents=True, exist_ok=True)
+            clear_leftovers(output_dir, PREFIX)
         folder = find_checkpoint(resume_from_checkpoint, args.output_dir)
-        size = (self.batch_size, args.gradient_accumulation_steps)
-        per_epoch = windows_per_epoch(len(plan.bins), *size)
+        per_epoch = plan.windows_per_epoch
         total = (
             args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
         )
-        self.control = TrainerControl()
+        handler = self.callback_handler
+        handler.control = TrainerControl()
         tx = self._prepare_optimizer(total)
         identity = functools.cache(self._identity)
-        if folder is None:
-            start = start_anew(self.model, tx, args.seed)
-        else:
-            start = resume(
-                folder, self.model, tx, optim=args.optim, total=total, identity=identity()
-            )
-        self.state = dataclasses.replace(
-            start.state,
-            max_steps=total,
-            num_train_epochs=math.ceil(total / per_epoch),
-            logging_steps=args.logging_steps,
-            save_steps=args.save_interval(total),
-            train_batch_size=args.per_device_train_batch_size,
-        )
+        start = self._start(folder, tx, total, identity)
+        handler.state = state_of(start.state, args, total, math.ceil(total / per_epoch))
+        handler.restore(start.state.stateful_callbacks)
+        handler.more |= {"optimizer": tx, "lr_scheduler": self.lr_scheduler}
         log = Log(self.state, self.lr_scheduler, args, self._tell_log, start.losses)
         self._report_start(log, plan, folder)
-        saver = Saver(
-            self.model, self.tokenizer, args, start, identity=identity, windows_per_epoch=per_epoch
+        saver = Saver(self.model, self.tokenizer, args, start, identity=identity)
+        loop = Loop(
+            model=self.model,
+            args=args,
+            tx=tx,
+            plan=plan,
+            rows=self.train_dataset,
+            start=start,
+            handler=handler,
+            log=log,
+            saver=saver,
+            evaluate=self.evaluate,
         )
+        log.begin()
         started = time.perf_counter()
         with contextlib.closing(log), saver, exit_on_sigterm():
             try:
-                self._run(tx, start, log, saver, plan)
+                loop.run()
                 log.read()
             except (KeyboardInterrupt, SystemExit):
-                self._save_at_exit(log, saver)
+                loop.save_at_exit()
                 raise
-        self._tell("on_train_end")
-        return log.output(time.perf_counter() - started, math.prod(size))
+            except NonFiniteLossError as error:
+                raise loop.explain(error) from None
+        output = log.output(time.perf_counter() - started, plan.request.window)
+        for line in settle_best(self.model, args, self.state):
+            log.write(line)
+        handler.tell("on_train_end")
+        return output
+
+    def add_callback(self, callback: Any) -> None:
+        """Have a callback, or an instance of its class, called behind the others.
+
+        Args:
+          callback: A `TrainerCallback`, ours or transformers', or its class.
+        """
+        self.callback_handler.add(callback)
+
+    def pop_callback(self, callback: Any) -> Any | None:
+        """Take a callback out.
+
+        Args:
+          callback: It, or a class: the first one of it.
+
+        Returns:
+          The callback, or None if there is none.
+        """
+        return self.callback_handler.pop(callback)
+
+    def remove_callback(self, callback: Any) -> None:
+        """Take a callback, or the first one of a class, out; nothing happens if there is none."""
+        self.callback_handler.pop(callback)
+
+    def plot(self) -> Any:
+        """The losses of the run so far by its steps; `output_dir/loss.png` after `train()`.
+
+        Returns:
+          A `matplotlib.figure.Figure`, which a notebook shows and `savefig` writes.
+
+        Raises:
+          ImportError: matplotlib, of the extra `plot`, is missing.
+          ValueError: Nothing has been logged yet.
+        """
+        return loss_figure(self.state.log_history)
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
         """Write what was trained and the tokenizer, loadable by peft and transformers.
@@ -249,7 +303,7 @@ class SFTTrainer:
         Raises:
           ValueError: Neither is given.
         """
-        folder = Path(output_dir) if output_dir is not None else self._output_dir()
+        folder = Path(output_dir) if output_dir is not None else folder_of(self.args)
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
@@ -312,65 +366,9 @@ class SFTTrainer:
             self.lr_scheduler = self.create_scheduler(total_steps)
         made = self.create_optimizer()
         self.optimizer = checked_transformation(self.optimizer if made is None else made)
+        if self.model.dtype == jnp.float16:
+            return dynamic_loss_scale(self.optimizer)
         return self.optimizer
-
-    def _run(
-        self, tx: optax.GradientTransformation, start: Start, log: Log, saver: Saver, plan: Plan
-    ) -> None:
-        """The loop: dispatch a step, bind its arrays, then read the metrics of the one before."""
-        args = self.args
-        graphdef, trainable, frozen = split(self.model)
-        step = make_train_step(
-            graphdef,
-            tx,
-            accumulation=args.gradient_accumulation_steps,
-            max_grad_norm=args.max_grad_norm,
-            label_smoothing=args.label_smoothing_factor,
-        )
-        key, skipped = start.dropout_key, start.window
-        # A CPU's own memory is the host's: there is nothing to move, and nothing to go wrong.
-        untried = self.model.model.remat == "offload" and jax.default_backend() != "cpu"
-        flops_a_token = 6 * count_parameters(self.model)[1]
-        self._tell("on_train_begin")
-        if self._done():
-            return
-        for epoch in range(start.epoch, self.state.num_train_epochs):
-            for number, window in enumerate(
-                plan.windows(self.train_dataset, epoch, skipped), start=skipped + 1
-            ):
-                batch = split_rows(window.batch, self.model.carried.mesh)
-                if key is not None:
-                    step_key = jax.random.fold_in(key, self.state.global_step)
-                    batch = dataclasses.replace(batch, dropout_key=step_key)
-                if untried:
-                    check_offload(self.model, batch, self.batch_size)
-                    untried = False
-                with deferred_interrupt():
-                    trainable, saver.opt_state, metrics = step(
-                        trainable, saver.opt_state, frozen, batch
-                    )
-                    nnx.update(self.model, trainable)
-                    self._count(epoch, number, window.tokens, len(plan.bins))
-                    self.state.total_flos += flops_a_token * window.tokens
-                    log.take(metrics, window.tokens)
-                saver.check()
-                log.read(behind=1)
-                self._after("on_step_end", log, saver)
-                if self._done():
-                    break
-            skipped = 0
-            self._after("on_epoch_end", log, saver)
-            if self._done():
-                return
-
-    def _count(self, epoch: int, number: int, tokens: int, rows: int) -> None:
-        """Note a step of so many tokens, window `number` of an epoch of so many rows."""
-        args, state = self.args, self.state
-        micro_batches = math.ceil(rows / self.batch_size)
-        done = number * args.gradient_accumulation_steps
-        state.global_step += 1
-        state.epoch = epoch + min(done / micro_batches, 1.0)
-        state.num_input_tokens_seen += tokens
 
     def _plan(self) -> Plan:
         """How the rows are laid out; the same for the same rows and options."""
@@ -384,35 +382,32 @@ class SFTTrainer:
             packing=self._packing,
             padding_free=args.padding_free,
             resplit=args.resplit,
+            sampling=args.sampling,
+            drop_last=args.dataloader_drop_last,
         )
         return make_plan(np.array([len(row) for row in self.train_dataset.rows]), request)
 
-    def _done(self) -> bool:
-        return self.control.should_training_stop or self.state.global_step >= self.state.max_steps
-
-    def _after(self, event: str, log: Log, saver: Saver) -> None:
-        """Call the callbacks after a step or an epoch, and do what is due or they ask for."""
-        self._tell(event)
-        if self.control.should_log:
-            self.control.should_log = False
-            log.force()
-        if self.control.should_save or save_is_due(event, self.state, self.args.saves):
-            log.read()  # the state that is saved holds the record of its own step
-            self.control.should_save = False
-            saver.save(self._output_dir(), self.state, log.losses())
-            if any(map(listens_to_saves, self.callbacks)):
-                saver.wait()
-            self._tell("on_save")
-
-    def _save_at_exit(self, log: Log, saver: Saver) -> None:
-        """Save the last whole step of a run that is being stopped, unless it is saved already."""
-        if self.args.saves == "no" or saver.saved == self.state.global_step:
-            return
-        with deferred_interrupt():
-            log.read()
-            saver.save(self._output_dir(), self.state, log.losses())
-            saver.wait()
-        log.write(f"jaxtune: stopped and saved at step {self.state.global_step:,}")
+    def _start(
+        self,
+        folder: Path | None,
+        tx: optax.GradientTransformation,
+        total_steps: int,
+        identity: Callable[[], Identity],
+    ) -> Start:
+        """Where the run begins: at step 0, or at a checkpoint."""
+        args = self.args
+        draws = self.model.has_dropout or bool(args.neftune_noise_alpha)
+        if folder is None:
+            return start_anew(self.model, tx, args.seed, draws=draws)
+        return resume(
+            folder,
+            self.model,
+            tx,
+            optim=args.optim,
+            total=total_steps,
+            identity=identity(),
+            draws=draws,
+        )
 
     def _identity(self) -> Identity:
         """What decides which rows a step sees; reads all of them."""
@@ -423,53 +418,26 @@ class SFTTrainer:
             rows=len(self.train_dataset.rows),
             data=self.train_dataset.digest(),
             packing=None if self._packing is None else f"{self._packing} to {self.max_length}",
+            sampling=self.args.sampling,
+            drop_last=self.args.dataloader_drop_last,
         )
-
-    def _output_dir(self) -> Path:
-        if self.args.output_dir is None:
-            raise ValueError(
-                "saving needs a folder; `output_dir` is None. Pass SFTConfig(output_dir=...)."
-            )
-        return Path(self.args.output_dir)
 
     def _report_start(self, log: Log, plan: Plan, resumed: Path | None) -> None:
         """Say what is about to be trained, and what was done to the rows."""
-        trainable, total = count_parameters(self.model)
-        rows, args = self.train_dataset, self.args
-        log.write(
-            f"jaxtune: {len(plan.bins):,} rows, {self.state.max_steps:,} steps of "
-            f"{self.batch_size} x {args.gradient_accumulation_steps} rows, "
-            f"{trainable:,} of {total:,} parameters trained ({100 * trainable / total:.2f} %)"
-        )
-        if resumed is not None:
-            log.write(f"jaxtune: {resumed} is resumed at step {self.state.global_step:,}")
-        for asked, name in ((args.fp16, "float16"), (args.bf16, "bfloat16")):
-            if asked and self.model.dtype != name:
-                log.write(
-                    f"jaxtune: {name} was asked for; the model has {self.model.dtype}, and is "
-                    "trained in it (from_pretrained(dtype=...) decides)"
-                )
-        layout = describe(plan)
-        if layout is not None:
-            log.write(f"jaxtune: {layout}")
-        for line in report_lines(rows, self.tokenizer, self.max_length, colour=log.colour):
+        for line in start_lines(self.model, self.args, plan, self.state, resumed):
+            log.write(line)
+        rows, tokenizer = self.train_dataset, self.tokenizer
+        for line in report_lines(rows, tokenizer, self.max_length, colour=log.colour):
             log.write(line)
 
-    def _tell(self, event: str, **more: Any) -> None:
-        for callback in self.callbacks:
-            answer = getattr(callback, event)(
-                self.args,
-                self.state,
-                self.control,
-                model=self.model,
-                processing_class=self.tokenizer,
-                **more,
-            )
-            self.control = self.control if answer is None else answer
-
     def _tell_log(self, record: dict[str, float]) -> None:
-        self._tell("on_log", logs=record)
+        self.callback_handler.tell("on_log", logs=record)
 
 
 class UnslothTrainer(SFTTrainer):
     """`SFTTrainer` under Unsloth's name: the options alone say what a run does."""
+
+
+def _first(given: Any, otherwise: Any) -> Any:
+    """An argument of the trainer, or the option of its name."""
+    return otherwise if given is None else given

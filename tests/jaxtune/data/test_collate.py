@@ -17,6 +17,7 @@ from jaxtune.data.collate import (
     windows,
     windows_per_epoch,
 )
+from jaxtune.data.order import epoch_order
 from jaxtune.data.rows import TokenizedRows
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=30)
@@ -35,8 +36,7 @@ def epoch(rows, batch_size, accumulation, *, seed=3407, number=0):
             batch_size=batch_size,
             accumulation=accumulation,
             buckets=bucket_lengths(lengths, 1000),
-            seed=seed,
-            epoch=number,
+            order=epoch_order(len(lengths), seed, number),
         )
     )
 

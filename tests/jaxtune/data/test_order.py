@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import SeedableRandomSampler
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from jaxtune.data.order import epoch_order, torch_randperm
+from jaxtune.data.order import epoch_order, grouped_by_length, sampled, torch_randperm
 
 SIZES = [0, 1, 2, 3, 10, 1000, 60000]
 
@@ -49,3 +52,24 @@ def test_epochs_differ():
     first, second = epoch_order(50, 3407, 0), epoch_order(50, 3407, 1)
     assert first.tolist() != second.tolist()
     assert sorted(first) == sorted(second) == list(range(50))
+
+
+@pytest.mark.parity
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=300),
+    st.integers(1, 9),
+    st.sampled_from([0, 42, 3407]),
+)
+def test_rows_are_grouped_as_transformers_groups_them(lengths, size, seed):
+    generator = torch.Generator().manual_seed(seed)
+    expected = get_length_grouped_indices(lengths, size, generator=generator)
+    assert grouped_by_length(lengths, size, seed).tolist() == expected
+
+
+def test_each_way_of_sampling_takes_every_row_once():
+    lengths = np.random.default_rng(0).integers(1, 99, 37)
+    for sampling in ("random", "sequential", "group_by_length"):
+        orders = [sampled(lengths, sampling, 4, 7, epoch) for epoch in (0, 1)]
+        assert all(sorted(order) == list(range(37)) for order in orders)
+        assert (orders[0].tolist() == orders[1].tolist()) == (sampling == "sequential")
+    assert sampled(lengths, "random", 4, 7, 1).tolist() == epoch_order(37, 7, 1).tolist()

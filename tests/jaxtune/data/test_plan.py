@@ -157,3 +157,37 @@ def test_alpaca_takes_two_shapes_and_a_tenth_of_padding_at_most(alpaca, options,
     assert describe(plan).startswith(start)
     if not options:
         assert micro / (3 * 25) < 2.5  # of 4
+
+
+@pytest.mark.parametrize("kind", [*LAYOUTS, "packed"])
+def test_what_does_not_fill_a_micro_batch_can_be_left_out(kind):
+    """As torch's DataLoader does with drop_last; the last window may be short."""
+    options = LAYOUTS.get(kind, {"packing": "bfd"})
+    whole, cut = (plan_of(ragged(), **options, drop_last=drop) for drop in (False, True))
+    rows = len(whole.bins)
+    assert rows % 4
+    assert cut.micro_batches_per_epoch == rows // 4 == whole.micro_batches_per_epoch - 1
+    windows = list(cut.windows(marked(ragged()), 0))
+    assert len(windows) == cut.windows_per_epoch == -(-(rows // 4) // 2)
+    assert sum(window.rows for window in windows) == rows // 4 * 4
+    assert sum(window.rows for window in whole.windows(marked(ragged()), 0)) == rows
+
+
+def test_rows_that_fill_no_micro_batch_are_not_all_left_out():
+    with pytest.raises(ValueError, match=r"got 3 rows for 4\. Leave dataloader_drop_last out"):
+        plan_of([5, 6, 7], drop_last=True)
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_rows_can_come_in_their_own_order(kind):
+    windows = plan_of([5] * 9, **LAYOUTS[kind], sampling="sequential").windows(marked([5] * 9), 1)
+    assert [sorted(tokens_in(window)) for window in windows] == [[*range(1, 9)], [9]]
+
+
+def test_rows_of_like_lengths_are_padded_less():
+    lengths = np.random.default_rng(1).integers(1, 300, 400)
+    shares = {
+        sampling: plan_of(lengths, **LAYOUTS["padded"], sampling=sampling).measure()[1]
+        for sampling in ("random", "group_by_length")
+    }
+    assert shares["group_by_length"] < 0.6 * shares["random"]

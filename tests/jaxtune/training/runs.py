@@ -24,7 +24,16 @@ SHARED: dict[str, Any] = {
     "logging_steps": 1,
     "optim": "adamw_torch",
 }
-ARGUMENTS = ("callbacks", "optimizers", "formatting_func", "peft_config", "train_dataset")
+ARGUMENTS = (
+    "callbacks",
+    "compute_metrics",
+    "eval_dataset",
+    "formatting_func",
+    "optimizers",
+    "peft_config",
+    "preprocess_logits_for_metrics",
+    "train_dataset",
+)
 
 
 def adapted(oracle: "Oracle") -> LanguageModel:

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import types
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxtune.training.config import SFTConfig, UnslothTrainingArguments
+from jaxtune.training.script_arguments import ScriptArguments
 
 ROOT = Path(__file__).parents[3]
-FIELDS = [field.name for field in dataclasses.fields(SFTConfig)]
+SCRIPTS = {field.name for field in dataclasses.fields(ScriptArguments)}  # have tests of their own
+FIELDS = [f.name for f in dataclasses.fields(SFTConfig) if f.name not in SCRIPTS]
 
 UNSLOTHS = {"embedding_learning_rate": None, "q_galore_config": None}
 
@@ -30,10 +33,12 @@ OVERRIDDEN = {
     "optim": "adamw_8bit",
     "max_length": None,  # the model's own `max_seq_length`, as in Unsloth
     "save_strategy": None,  # "steps", where there is a folder to save to
+    "per_device_eval_batch_size": 4,
     "resplit": True,
 }
 OURS = {"resplit"}  # on by default: it changes no number
-NOT_TRLS = {"max_seq_length", "warmup_ratio", "disable_tqdm"}  # older names; None or False
+# Older names; None or False.
+NOT_TRLS = {"max_seq_length", "warmup_ratio", "disable_tqdm", "group_by_length"}
 
 
 @pytest.mark.parametrize(("name", "value"), OVERRIDDEN.items())
@@ -62,9 +67,11 @@ def test_older_names_are_off_by_default(name):
 @pytest.mark.parity
 def test_every_name_is_trls_or_its_history():
     theirs = {field.name for field in dataclasses.fields(trl.SFTConfig)}
-    assert set(FIELDS) - theirs == {"max_seq_length", "warmup_ratio", "resplit"}
+    older = {"max_seq_length", "warmup_ratio", "group_by_length"}
+    assert set(FIELDS) - theirs == {*older, "resplit"}
 
 
+@functools.cache
 def attributes_read():
     """Every attribute that the library reads somewhere, the declaration left out."""
     trees = [ast.parse(file.read_text()) for file in (ROOT / "jaxtune").rglob("*.py")]
@@ -206,18 +213,23 @@ def test_saving_needs_a_place(strategy):
 
 
 def test_an_unknown_strategy_lists_the_known():
-    with pytest.raises(ValueError, match=r"one of \('no', 'steps', 'epoch'\) or None; got 'best'"):
-        SFTConfig(output_dir="out", save_strategy="best")
+    known = r"one of \('no', 'steps', 'epoch', 'best'\) or None; got 'often'"
+    with pytest.raises(ValueError, match=known):
+        SFTConfig(output_dir="out", save_strategy="often")
 
 
 @pytest.mark.parity
-@given(st.floats(0.001, 1, exclude_max=True) | st.integers(1, 100), st.integers(1, 10_000))
-def test_save_interval_equals_transformers(save_steps, total_steps):
-    ours = SFTConfig(save_steps=save_steps)
+@given(
+    st.sampled_from(["logging", "eval", "save"]),
+    st.floats(0.001, 1, exclude_max=True) | st.integers(1, 100),
+    st.integers(1, 10_000),
+)
+def test_intervals_equal_transformers(name, steps, total_steps):
+    ours = SFTConfig(**{f"{name}_steps": steps})
     state = transformers.TrainerState()
-    steps = types.SimpleNamespace(logging_steps=1, eval_steps=1, save_steps=save_steps)
-    state.compute_steps(steps, total_steps)
-    assert ours.save_interval(total_steps) == state.save_steps
+    given_ = {"logging_steps": 1, "eval_steps": 1, "save_steps": 1, f"{name}_steps": steps}
+    state.compute_steps(types.SimpleNamespace(**given_), total_steps)
+    assert ours.interval(name, total_steps) == getattr(state, f"{name}_steps")
 
 
 def test_options_are_frozen_and_by_name():

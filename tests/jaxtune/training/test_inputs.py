@@ -54,27 +54,12 @@ def test_positional_arguments_are_those_of_trl() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("eval_dataset", [{"text": "w1"}]),
         ("data_collator", transformers.default_data_collator),
-        ("compute_metrics", len),
     ],
 )
 def test_what_is_not_built_says_so_before_any_work(name: str, value: Any) -> None:
     with pytest.raises(NotBuiltYetError, match=rf"`{name}` is not built yet; got .+\. \w+ .+\."):
         SFTTrainer("no/model", train_dataset=[], **{name: value})
-
-
-@pytest.mark.parametrize("name", ["eval_dataset", "compute_metrics"])
-def test_asking_for_nothing_is_taken(name: str) -> None:
-    inputs.refuse_unbuilt({name: None})
-
-
-def test_options_of_another_library_are_refused(tmp_path: Path) -> None:
-    theirs = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    with pytest.raises(NotBuiltYetError, match=r"got transformers\..*Pass jaxtune\.SFTConfig"):
-        inputs.checked_args(theirs)
-    with pytest.raises(TypeError, match=r"`args` must be a jaxtune.SFTConfig; got builtins.dict"):
-        inputs.checked_args({"max_steps": 1})
 
 
 @pytest.mark.parametrize(

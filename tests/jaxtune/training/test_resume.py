@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from jaxtune import SFTTrainer
+from jaxtune import EarlyStoppingCallback, SFTTrainer, TrainerCallback
 from jaxtune.api import FastLanguageModel
 from jaxtune.language_model import LanguageModel
 from jaxtune.models.build import train_all
@@ -44,6 +44,27 @@ DROPOUT = {**LORA, "lora_dropout": 0.5}
 WHOLE = {**LORA, "modules_to_save": ["lm_head"], "rank_pattern": {"layers.1.mlp.down_proj": 2}}
 # All of it in one, since a run costs seconds; then each by itself.
 MIXED = {**DROPOUT, "r": 64, "rank_pattern": {"layers.1.mlp.down_proj": 2}}
+
+
+class Patient(EarlyStoppingCallback):
+    """Made anew for each trainer; the run ends before it does."""
+
+    def __init__(self) -> None:
+        super().__init__(early_stopping_patience=9)
+
+
+EVALUATED = {
+    "eval_dataset": ragged_rows(5, seed=2),
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "logging_steps": 2,
+}
+BEST = {
+    **EVALUATED,
+    "callbacks": [Patient],
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "mean_token_accuracy",
+}
 # What is trained, and with what options; 13 rows make 4 windows an epoch, the last one short.
 RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "mixed": (MIXED, {"optim": "adamw_8bit", "logging_steps": 3}),
@@ -53,12 +74,25 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"optim": "adamw_8bit", "logging_steps": 3},
     ),
     "dropout": (DROPOUT, {}),
+    "float16": ({**LORA, "dtype": "float16"}, {}),
+    "noise": (LORA, {"neftune_noise_alpha": 5.0}),
     "whole weights and ranks in bfloat16": ({**WHOLE, "dtype": "bfloat16"}, {}),
     "full, 8-bit states, bfloat16": ({"dtype": "bfloat16"}, {"optim": "adamw_8bit"}),
     "lion, constant": (LORA, {"optim": "lion_8bit", "lr_scheduler_type": "constant_with_warmup"}),
     "full, epochs": ({}, {"max_steps": -1, "num_train_epochs": 2, "save_strategy": "epoch"}),
     "adafactor": (LORA, {"optim": "adafactor"}),
     "paged": (LORA, {"optim": "paged_adamw_8bit"}),
+    "evaluated": ({**LORA, "lora_dropout": 0.5}, EVALUATED),
+    "best model, early stopping": (LORA, BEST),
+    "best model of whole weights": (WHOLE, BEST),
+    "each epoch evaluated": (
+        LORA,
+        {"eval_dataset": ragged_rows(5, seed=2), "eval_strategy": "epoch", "save_steps": 4},
+    ),
+    "grouped by length, the rest dropped": (
+        LORA,
+        {"train_sampling_strategy": "group_by_length", "dataloader_drop_last": True},
+    ),
 }
 QUICK = ["mixed"]
 
@@ -69,14 +103,25 @@ def finished(trainer: SFTTrainer) -> dict[str, np.ndarray]:
     return {name: np.asarray(leaf) for name, leaf in named.items()}
 
 
+def untimed(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records without what a clock says."""
+    timed = ("runtime", "per_second")
+    return [
+        {name: value for name, value in record.items() if not name.endswith(timed)}
+        for record in records
+    ]
+
+
 def assert_same_run(one: Path, other: Path, *trainers: SFTTrainer) -> None:
     """Parameters, optimizer states, records and summaries of two runs are the same."""
     first, second = (finished(trainer) for trainer in trainers)
     assert first.keys() == second.keys()
     for name in first:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
-    records = [records_of(trainer) for trainer in trainers]
+    records = [untimed(trainer.state.log_history) for trainer in trainers]
     assert records[0] == records[1]
+    for field in ("best_metric", "best_global_step", "stateful_callbacks"):
+        assert getattr(trainers[0].state, field) == getattr(trainers[1].state, field)
     for field in ("epoch", "global_step", "num_input_tokens_seen", "total_flos"):
         assert getattr(trainers[0].state, field) == getattr(trainers[1].state, field)
     losses = [trainer.state.log_history[-1]["train_loss"] for trainer in trainers]
@@ -148,7 +193,7 @@ def test_other_options_are_refused(
         ({**LORA, "r": 8}, r"got shape \(4, .*wanted shape \(8, "),
         ({**LORA, "target_modules": ["q_proj"]}, "got shape .*wanted no tensor"),
         ({**LORA, "lora_alpha": 4}, "got a scale of 4.0 for .*wanted 1.0"),
-        (DROPOUT, "dropout in both runs or none; got nothing for `dropout_key`"),
+        (DROPOUT, "have dropout or noise .*, or neither; got nothing for `dropout_key`"),
         ({}, "got an adapter's in"),
     ],
 )
@@ -223,3 +268,53 @@ def test_a_run_that_is_done_makes_no_step(oracle: Oracle, saved: Path) -> None:
     assert output.global_step == 2
     assert output.metrics["train_steps_per_second"] == 0
     assert output.training_loss == np.mean([record["loss"] for record in records_of(trainer)])
+
+
+class Interrupts(TrainerCallback):
+    """Stops the run in the middle of an evaluation."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_prediction_step(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("step", "options"),
+    [(3, {}), (4, {"eval_strategy": "epoch", "save_strategy": "epoch"})],
+    ids=["step", "epoch"],
+)
+def test_an_evaluation_that_was_cut_off_is_made_by_the_resumed_run(
+    oracle: Oracle, tmp_path: Path, step: int, options: dict[str, Any]
+) -> None:
+    """Stopped while step 3, or the first epoch, is evaluated; and a run that was not."""
+    options = {**BEST, "save_steps": 1, **options}
+    whole = trainer_of(made(oracle, **LORA), output_dir=tmp_path / "whole", **options)
+    whole.train()
+    options |= {"output_dir": tmp_path / "half"}
+    stopped = {**options, "callbacks": [Patient, Interrupts(step)]}
+    with pytest.raises(KeyboardInterrupt):
+        trainer_of(made(oracle, **LORA), **stopped).train()
+    half = trainer_of(made(oracle, **LORA), **options)
+    half.train(resume_from_checkpoint=True)
+    folders = [[its.name for its in checkpoints(tmp_path / name)] for name in ("whole", "half")]
+    assert folders[0] == folders[1]
+    last = folders[0][-1]
+    assert_same_run(tmp_path / "whole" / last, tmp_path / "half" / last, whole, half)
+
+
+@pytest.mark.slow
+def test_a_best_checkpoint_that_is_gone_is_named(oracle: Oracle, tmp_path: Path) -> None:
+    options = {**BEST, "save_steps": 1, "output_dir": tmp_path, "max_steps": 2}
+    trainer = trainer_of(made(oracle, **LORA), **options)
+    trainer.train()
+    best = Path(trainer.state.best_model_checkpoint)
+    (tmp_path / "checkpoint-2").rename(tmp_path / "moved")
+    if best.exists():
+        shutil.rmtree(best)
+    with pytest.warns(UserWarning, match="was the best checkpoint and is gone"):
+        trainer.train(resume_from_checkpoint=tmp_path / "moved")
+    assert trainer.state.best_model_checkpoint is None

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from jaxtune.training.callbacks import TrainerCallback, listens_to
 from jaxtune.training.checkpoint import _remove_old, checkpoints
-from jaxtune.training.state import TrainerCallback, TrainerState, listens_to_saves
+from jaxtune.training.state import TrainerState
 from jaxtune.training.writer import Writer
 
 
@@ -71,5 +72,5 @@ def test_only_a_callback_of_its_own_on_save_is_waited_for() -> None:
         def on_step_end(self, *_, **__):
             return None
 
-    assert listens_to_saves(Reads())
-    assert not listens_to_saves(Steps())
+    assert listens_to("on_save", Reads())
+    assert not listens_to("on_save", Steps())

@@ -379,7 +379,7 @@ def test_dropout_without_a_key_is_refused():
     graphdef, trainable, frozen = parts(0.5)
     tx = optax.sgd(1.0)
     step = make_train_step(graphdef, tx)
-    with pytest.raises(ValueError, match=r"needs `Batch.dropout_key` .*got None\. Pass a key"):
+    with pytest.raises(ValueError, match=r"need `Batch.dropout_key` .*got None\. Pass a key"):
         step(fresh(trainable), tx.init(trainable), frozen, padded(documents()))
 
 
