@@ -117,7 +117,7 @@ class Decoder(nnx.Module):
         self.kernels = "auto"
         self.spread = False
 
-    def __call__(
+    def __call__(  # noqa: PLR0913  What may surround one forward pass.
         self,
         input_ids: Int[Array, "B T"],
         *,
