@@ -85,7 +85,8 @@ def merge_adapter(
 ) -> None:
     """Merge a PEFT LoRA adapter into its base model and write the full checkpoint.
 
-    W + s B A in float64, rounded once. The host holds the largest tensor and its merged copy.
+    W + s B A in float64, its rows stretched where it is DoRA, rounded once. The host holds the
+    largest tensor and its merged copy.
 
     Args:
       base: The base model's folder; 16 or 32 bits, or 4 bits of bitsandbytes, whose weights become
@@ -167,7 +168,8 @@ def _lazy(
             return array
         if isinstance(edit, Pair):
             a, b = adapter.read(edit.lora_a), adapter.read(edit.lora_b)
-            array = merge_linear(array, a, b, edit.scale, dtype)
+            m = None if edit.magnitude is None else adapter.read(edit.magnitude)
+            array = merge_linear(array, a, b, edit.scale, dtype, magnitude=m)
         return _finite(name, cast(array, dtype))
 
     kept = info.dtype if info.dtype not in FLOAT_DTYPES else dtype

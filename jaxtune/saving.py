@@ -293,14 +293,19 @@ def _slice(stack: Any, layer: int | None, dtype: np.dtype) -> np.ndarray:
 def _merged_weight(
     module: nnx.Module, layer: int | None, dtype: np.dtype, original: Read | None
 ) -> np.ndarray:
-    """One layer's W + s B A, rounded once; of a 4-bit W the original, where there is one."""
+    """One layer's merged weight, rounded once; of a 4-bit W the original's, where there is one."""
     weight = _dense(weight_of(module, True), layer) if original is None else original()
     if not isinstance(module, Linear) or module.lora is None or layer is None:
         return cast(weight, dtype)
     rank, scale = module.lora.ranks[layer], module.lora.scales[layer]
+    if not rank:
+        return cast(weight, dtype)
     a = np.asarray(module.lora_A[...][layer, :rank])
     b = np.asarray(module.lora_B[...][layer, :, :rank])
-    return merge_linear(weight, a, b, scale, dtype)
+    magnitude = None
+    if module.lora.use_dora:
+        magnitude = np.asarray(module.lora_magnitude_vector[...][layer])
+    return merge_linear(weight, a, b, scale, dtype, magnitude=magnitude)
 
 
 def _read_other(base: DequantizedCheckpoint, name: str, dtype: np.dtype) -> np.ndarray:

@@ -19,7 +19,11 @@ REPEATS = (
     "tests/jaxtune/models/test_row_kernels.py::test_kernels_give*",
     "tests/jaxtune/adapters/test_options.py::*[[]multimodal[]]",
     "tests/jaxtune/adapters/test_options.py::*[[]regex[]]",
+    "tests/jaxtune/adapters/test_options.py::*[[]dora-bias-whole[]]",
     "tests/jaxtune/adapters/test_options.py::*[[]whole-norms[]]",
+    "tests/jaxtune/adapters/test_dora.py::*[[]adamw_torch[]]",
+    "tests/jaxtune/adapters/test_dora.py::*[[]lion_8bit[]]",
+    "tests/jaxtune/adapters/test_dora.py::*[[]sgd[]]",
     "tests/jaxtune/adapters/test_tied.py::*",
     # Interpreted kernels in bfloat16: those of float32 stay.
     "tests/pallas_kernels/*bfloat16*interpret*",
