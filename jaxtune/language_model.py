@@ -1,12 +1,14 @@
 """The verbs a user finds on a model: generate, save, count."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxtune import saving
 from jaxtune.adapters.counting import trainable_line
 from jaxtune.generation.generate import generate
+from jaxtune.gguf_export import save_pretrained_gguf
 from jaxtune.models.decoder import CausalLM
 
 
@@ -35,6 +37,15 @@ class LanguageModel(CausalLM):
             save_method=save_method,
             max_shard_bytes=max_shard_bytes,
         )
+
+    def save_pretrained_gguf(
+        self,
+        save_directory: str | Path,
+        tokenizer: Any = None,
+        quantization_method: str | Sequence[str] = "fast_quantized",
+    ) -> list[Path]:
+        """Write GGUF files, the adapter merged in; see `jaxtune.gguf_export`."""
+        return save_pretrained_gguf(self, save_directory, tokenizer, quantization_method)
 
     def print_trainable_parameters(self) -> None:
         """Print PEFT's line on trainable and all parameters."""
