@@ -76,6 +76,41 @@ def merged_tensors(
     return tensors
 
 
+def base_tensors(
+    model: CausalLM, dtype: np.dtype, base: Checkpoint | None
+) -> dict[str, LazyTensor]:
+    """List every tensor that a model computes with when its adapter is off.
+
+    Of 4-bit weights these are the dequantised values, and not what they were made from.
+
+    Args:
+      model: With or without an adapter.
+      dtype: Of every float tensor.
+      base: As in `merged_tensors`.
+
+    Returns:
+      {name in the files: tensor}.
+    """
+    held = frozenset() if base is None else frozenset(base.names)
+    tensors = {}
+    for place in places(model):
+        for layer, name in enumerate(place.names):
+            index = layer if place.stacked else None
+            for part in ("weight", "bias"):
+                stack = weight_of(place.module, False)
+                if part == "bias":
+                    if getattr(place.module, "bias", None) is None:
+                        continue
+                    stack = place.module.bias.get_value()
+                shape = tuple(stack.shape if index is None else stack.shape[1:])
+                read = functools.partial(_cast_dense, stack, index, dtype)
+                written = written_name(held, f"{name}.{part}")
+                tensors[written] = LazyTensor(shape=shape, dtype=dtype, read=read)
+    if base is not None:
+        tensors |= _others(model, dtype, base, None)
+    return tensors
+
+
 def _others(
     model: CausalLM, dtype: np.dtype, base: Checkpoint, bits: FourBits | None
 ) -> dict[str, LazyTensor]:
@@ -124,6 +159,10 @@ def _dense(stack: Any, layer: int | None) -> np.ndarray:
     if is_stack(stack):
         return np.asarray(layer_matrix(stack, layer, jnp.float32, "auto"))
     return np.asarray(stack[layer])
+
+
+def _cast_dense(stack: Any, layer: int | None, dtype: np.dtype) -> np.ndarray:
+    return cast(_dense(stack, layer), dtype)
 
 
 def _slice(stack: Any, layer: int | None, dtype: np.dtype) -> np.ndarray:
