@@ -20,10 +20,22 @@ def write_card(model: CausalLM, folder: Path) -> None:
       folder: The adapter's.
     """
     path = folder / CARD
-    if path.is_file() and CARD_MARK not in path.read_text(encoding="utf-8"):
+    if path.is_file() and not is_ours(path):
         return
     with atomic(path) as temporary:
         temporary.write_text(_card(model.carried.name_or_path, model.carried.base_changes), "utf-8")
+
+
+def is_ours(card: Path) -> bool:
+    """Say whether a README was written here, and may be written anew.
+
+    Args:
+      card: The file.
+
+    Returns:
+      True if it was.
+    """
+    return CARD_MARK in card.read_text(encoding="utf-8", errors="replace")
 
 
 def _card(base: str, changes: Mapping[str, Any]) -> str:
