@@ -10,6 +10,7 @@ from jaxtune.adapters.counting import trainable_line
 from jaxtune.generation.generate import generate
 from jaxtune.gguf_export import save_pretrained_gguf
 from jaxtune.models.decoder import CausalLM
+from jaxtune.verification import verify_saved
 
 
 class LanguageModel(CausalLM):
@@ -17,9 +18,15 @@ class LanguageModel(CausalLM):
 
     generate = generate
 
-    def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write what was trained, for peft or transformers; see `jaxtune.saving`."""
+    def save_pretrained(self, save_directory: str | Path, *, verify: bool = False) -> None:
+        """Write what was trained, for peft or transformers; see `jaxtune.saving`.
+
+        With `verify`, what was written is read back by others' code and compared: see
+        `jaxtune.verification`.
+        """
         saving.save_pretrained(self, save_directory)
+        if verify:
+            verify_saved(self, Path(save_directory))
 
     def save_pretrained_merged(
         self,
@@ -28,8 +35,12 @@ class LanguageModel(CausalLM):
         save_method: str = "merged_16bit",
         *,
         max_shard_bytes: int = saving.SHARD_BYTES,
+        verify: bool = False,
     ) -> None:
-        """Write a full checkpoint with the adapter merged in; see `jaxtune.saving`."""
+        """Write a full checkpoint with the adapter merged in; see `jaxtune.saving`.
+
+        `verify` as in `save_pretrained`.
+        """
         saving.save_pretrained_merged(
             self,
             save_directory,
@@ -37,6 +48,8 @@ class LanguageModel(CausalLM):
             save_method=save_method,
             max_shard_bytes=max_shard_bytes,
         )
+        if verify:
+            verify_saved(self, Path(save_directory))
 
     def save_pretrained_gguf(
         self,

@@ -26,7 +26,7 @@ from jaxtune.adapters.peft_form import save_adapter
 from jaxtune.layers.variables import weight_of
 from jaxtune.merged_4bit import counted, four_bits
 from jaxtune.merged_tensors import merged_tensors, written_name
-from jaxtune.model_card import write_card
+from jaxtune.model_card import CARD, is_ours, write_card, write_merged_card
 from jaxtune.models.decoder import CausalLM
 from pallas_kernels.nf4 import is_stack
 
@@ -164,6 +164,10 @@ def save_merged(
             tqdm.write(counted(model, bits, functools.partial(written_name, held)))
             config = with_quantization(config, bits.quantization(model), dtype)
         tensors = merged_tensors(model, dtype, base, bits)
+        own_card = (folder / CARD).is_file() and not is_ours(folder / CARD)
+        if not own_card:
+            write_merged_card(model, own, config)
+        cards = [] if own_card else [own / CARD]
         total = sum(tensor.nbytes for tensor in tensors.values())
         bar = stack.enter_context(
             tqdm(total=total, desc="writing weights", unit="B", unit_scale=True)
@@ -173,7 +177,7 @@ def save_merged(
             tensors,
             config,
             max_shard_bytes=max_shard_bytes,
-            copied=companions(carried.folder or own, own),
+            copied=[*companions(carried.folder or own, own), *cards],
             progress=functools.partial(_advance, bar),
         )
 

@@ -38,9 +38,9 @@ def to_torch(model: CausalLM) -> Any:
         )
     torch, adapter = _package("torch"), carried.adapter
     if adapter is None:
-        return _base(model, torch)
+        return transformers_model(model, np.dtype(model.dtype))
     peft = _package("peft")
-    base = _base(model, torch)
+    base = transformers_model(model, np.dtype(model.dtype))
     config = peft.LoraConfig(**adapter.to_json_dict())
     wrapped = peft.get_peft_model(base, config)
     tensors = {name: _tensor(torch, array) for name, array in adapter_tensors(model).items()}
@@ -53,15 +53,25 @@ def to_torch(model: CausalLM) -> Any:
     return wrapped.eval()
 
 
-def _base(model: CausalLM, torch: Any) -> Any:
-    """Transformers' model with the base's weights."""
+def transformers_model(model: CausalLM, dtype: np.dtype) -> Any:
+    """Copy a model without its adapter to transformers, on the CPU and in evaluation mode.
+
+    Args:
+      model: With its configuration.
+      dtype: Of its weights there.
+
+    Returns:
+      transformers' causal language model.
+
+    Raises:
+      ImportError: torch is not installed.
+    """
+    torch, carried = _package("torch"), model.carried
     import transformers
 
-    carried = model.carried
     settings = transformers.CONFIG_MAPPING[carried.hf_config["model_type"]]
     config = settings.from_dict(carried.hf_config)
     kind: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    dtype = np.dtype(model.dtype)
     with contextlib.ExitStack() as stack:
         files = None
         if carried.folder is not None:

@@ -52,6 +52,7 @@ from jaxtune.training.resume import (
     resume,
     start_anew,
 )
+from jaxtune.training.run_numbers import run_numbers
 from jaxtune.training.saver import Saver
 from jaxtune.training.state import (
     TrainerControl,
@@ -224,6 +225,7 @@ class SFTTrainer:
             save_steps=args.save_interval(total),
             train_batch_size=args.per_device_train_batch_size,
         )
+        self.model.carried.training = functools.partial(run_numbers, args, self.state)
         log = Log(self.state, self.lr_scheduler, args, self._tell_log, start.losses)
         self._report_start(log, plan, folder)
         saver = Saver(
