@@ -46,9 +46,9 @@ class Exporter:
 
 def _export_peft(options: argparse.Namespace, meter: Meter) -> str:
     """Rewrite an adapter in the plain form."""
-    adapter = read_adapter(options.src)
+    adapter, tokenizer = read_adapter(options.src), tokenizer_files(options.src)
     write_adapter(options.out, adapter.tensors, adapter.config)
-    for name, file in tokenizer_files(options.src).items():
+    for name, file in tokenizer.items():
         copy_file(file, options.out / name)
     size = sum(array.nbytes for array in adapter.tensors.values())
     meter(size, size)

@@ -85,7 +85,15 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
     file = folder / TOKENIZER_FILE
     if not file.is_file():
         raise _unfit(folder, f"no {TOKENIZER_FILE}")
-    tokenizer = read_json_object(file)
+    try:
+        return _vocabulary(folder, read_json_object(file), vocab_size)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        said = f"another form of tokenizer.json ({type(error).__name__}: {shown(str(error))})"
+        raise _unfit(folder, said) from error
+
+
+def _vocabulary(folder: Path, tokenizer: Mapping[str, Any], vocab_size: int) -> Vocabulary:
+    """The vocabulary of a tokenizer.json; another form than the library's fails in some way."""
     model = tokenizer.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE":
         kind = model.get("type") if isinstance(model, dict) else model
@@ -94,9 +102,13 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
     if not isinstance(vocab, dict) or not isinstance(added, list):
         raise _unfit(folder, "a tokenizer.json without a vocabulary")
     pieces = {str(piece): number for piece, number in vocab.items()}
-    largest = max([*pieces.values(), *(token["id"] for token in added)], default=0)
-    if largest >= vocab_size:
-        raise _unfit(folder, f"token {largest} beside a model of {vocab_size} tokens")
+    wrong = [
+        number
+        for number in [*pieces.values(), *(token["id"] for token in added)]
+        if type(number) is not int or not 0 <= number < vocab_size
+    ]
+    if wrong:
+        raise _unfit(folder, f"token {shown(wrong[0])} beside a model of {vocab_size} tokens")
     cuts = _cuts(tokenizer.get("pre_tokenizer"))
     if _is_bytes(cuts):
         return _byte_pairs(folder, cuts, pieces, added, vocab_size)
@@ -134,8 +146,8 @@ def _sentence_pieces(
     tokens, kinds = _tokens(pieces, added, vocab_size)
     places: dict[str, int] = {}
     for place, merge in enumerate(model.get("merges") or []):
-        first, second = merge.split(" ", 1) if isinstance(merge, str) else merge
-        places.setdefault(first + second, place)
+        pair = merge.split(" ", 1) if isinstance(merge, str) else merge
+        places.setdefault("".join(pair), place)
     unknown = pieces.get(str(model.get("unk_token")))
     scores = [-float(places.get(token, len(places))) for token in tokens]
     for token in added:

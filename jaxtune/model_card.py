@@ -46,7 +46,8 @@ def write_card(model: CausalLM, folder: Path, measured: Measured | None = None) 
       measured: What `verify` found.
     """
     carried = model.carried
-    kind = f"{'DoRA' if carried.adapter.use_dora else 'LoRA'} adapter for {_one_line(carried.name_or_path)}"
+    method = "DoRA" if carried.adapter.use_dora else "LoRA"
+    kind = f"{method} adapter for {_one_line(carried.name_or_path)}"
     body = [
         _table(_adapter_rows(model, carried.adapter)),
         *_sections(model, measured),
