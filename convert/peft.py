@@ -19,7 +19,7 @@ from convert.checkpoint import Checkpoint
 from convert.errors import CheckpointError, broken, shown
 from convert.header import TensorInfo, read_header
 from convert.json_object import read_json_object
-from convert.tensors import write_json, write_safetensors
+from convert.tensors import atomic, write_json, write_safetensors
 
 TENSORS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -45,7 +45,7 @@ class Adapter:
 
 
 def write_adapter(folder: Path, tensors: Mapping[str, np.ndarray], config: AdapterConfig) -> None:
-    """Write an adapter that plain PEFT loads; each file atomically, the tensors first.
+    """Write an adapter that plain PEFT loads: both files are complete before either is replaced.
 
     Args:
       folder: Created if it is missing; the two files in it are replaced.
@@ -58,8 +58,10 @@ def write_adapter(folder: Path, tensors: Mapping[str, np.ndarray], config: Adapt
     """
     _check(tensors, config, "The adapter to be written")
     folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(folder / TENSORS_FILE, tensors, {"format": "pt"})
-    write_json(folder / CONFIG_FILE, config.to_json_dict())
+    # The tensors are renamed first: the one entered last is left first.
+    with atomic(folder / CONFIG_FILE) as settings, atomic(folder / TENSORS_FILE) as weights:
+        write_safetensors(weights, tensors, {"format": "pt"})
+        write_json(settings, config.to_json_dict())
 
 
 def read_adapter(folder: Path) -> Adapter:
