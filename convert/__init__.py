@@ -12,6 +12,9 @@ from convert.dequantized import dequantize as dequantize
 from convert.errors import CheckpointError as CheckpointError
 from convert.exporters import EXPORTERS as EXPORTERS
 from convert.exporters import Exporter as Exporter
+from convert.gguf_file import gguf_files as gguf_files
+from convert.gguf_file import write_gguf as write_gguf
+from convert.gguf_model import window_note as window_note
 from convert.header import TensorInfo as TensorInfo
 from convert.json_object import read_json_object as read_json_object
 from convert.merged import MergePlan as MergePlan
@@ -73,6 +76,7 @@ __all__ = [
     "dequantize",
     "dtype_of",
     "file_name",
+    "gguf_files",
     "is_literal",
     "merge_adapter",
     "merge_linear",
@@ -91,10 +95,12 @@ __all__ = [
     "read_safetensors",
     "stored_parts",
     "ties_embeddings",
+    "window_note",
     "with_quantization",
     "without_quantization",
     "write_adapter",
     "write_checkpoint",
+    "write_gguf",
     "write_json",
     "write_lazy_safetensors",
     "write_safetensors",

@@ -53,7 +53,9 @@ def _parser() -> argparse.ArgumentParser:
             epilog=f"example:\n  {row.example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        target.add_argument("src", type=Path, metavar="SRC", help="the adapter's folder")
+        target.add_argument(
+            "src", type=Path, metavar="SRC", help="the adapter's folder (gguf: or a model's)"
+        )
         target.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
         row.add_options(target)
     return parser

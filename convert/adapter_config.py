@@ -41,7 +41,7 @@ class AdapterConfig:
       bias: "none", "all" or "lora_only": which base biases were trained.
       modules_to_save: Modules that were trained whole.
       use_rslora: Divide by sqrt(r) instead of r.
-      use_dora: False; DoRA is not read or written.
+      use_dora: The length of each row of W + s B A is trained apart: `lora_magnitude_vector`.
       fan_in_fan_out: False; every weight is [out, in].
       init_lora_weights: How a new adapter would begin: True, False, "gaussian", "orthogonal".
       inference_mode: Whether PEFT freezes the adapter on load.
@@ -126,7 +126,7 @@ class AdapterConfig:
                 raise broken(
                     f"`{key}` of adapter_config.json would change the adapter's result",
                     got=shown(value),
-                    wanted="null or false: plain LoRA, rsLoRA and modules_to_save are supported",
+                    wanted="null or false: LoRA, rsLoRA, DoRA and modules_to_save are supported",
                     cure="Merge the adapter with PEFT (merge_and_unload) and load the result.",
                 )
         ours: dict[str, Any] = {key: value for key, value in values.items() if key in names}
@@ -281,7 +281,7 @@ _RULES: dict[str, _Rule] = {
     "bias": (lambda value: value in ("none", "all", "lora_only"), "none, all or lora_only"),
     "modules_to_save": (lambda value: value is None or _is_names(value), "null or module names"),
     "use_rslora": _BOOL,
-    "use_dora": _NEVER,
+    "use_dora": _BOOL,
     "fan_in_fan_out": _NEVER,
     "init_lora_weights": (
         lambda value: type(value) in (bool, str) and value in _PLAIN_INITS,

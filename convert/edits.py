@@ -7,7 +7,7 @@ from convert.checkpoint import Checkpoint
 from convert.dequantized import DequantizedCheckpoint
 from convert.errors import CheckpointError, broken, shown
 from convert.names import file_name
-from convert.peft import PREFIX, lora_side
+from convert.peft import MAGNITUDE, PREFIX, is_magnitude, lora_side
 from convert.rounding import FLOAT_DTYPES
 
 HEAD = "lm_head.weight"
@@ -34,11 +34,13 @@ class Pair:
       lora_a: Name of A [R, in] in the adapter.
       lora_b: Name of B [out, R].
       scale: s, dimensionless.
+      magnitude: Name of DoRA's lengths of the merged rows [out]; None without DoRA.
     """
 
     lora_a: str
     lora_b: str
     scale: float
+    magnitude: str | None = None
 
 
 Edit = Whole | Pair
@@ -67,7 +69,7 @@ def plan_edits(
     lost: list[str] = []
     for name in adapter.names:
         module, side = lora_side(name)
-        if side == "B":
+        if side == "B" or is_magnitude(name):  # they go with their A
             continue
         plain = f"{module}.weight" if module else _plain(name)
         edit = _pair(config, adapter, module) if module else Whole(tensor=name)
@@ -110,7 +112,8 @@ def _pair(config: AdapterConfig, adapter: Checkpoint, module: str) -> Pair:
             wanted="modules' names or the ends of names",
             cure="Write the names out in adapter_config.json.",
         )
-    return Pair(lora_a=lora_a, lora_b=lora_b, scale=scale)
+    magnitude = f"{PREFIX}{module}.{MAGNITUDE}" if config.use_dora else None
+    return Pair(lora_a=lora_a, lora_b=lora_b, scale=scale, magnitude=magnitude)
 
 
 def _check_shape(place: str, edit: Edit, adapter: Checkpoint, base: DequantizedCheckpoint) -> None:

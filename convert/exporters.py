@@ -1,16 +1,25 @@
 """The targets of `python -m convert`: one row each, with its options and its function."""
 
 import argparse
-from collections.abc import Callable
+import contextlib
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from convert.companions import tokenizer_files
 from convert.errors import broken, shown
+from convert.gguf_file import gguf_files, write_gguf
+from convert.gguf_model import window_note
 from convert.merged import plan_merge
-from convert.peft import open_adapter, read_adapter, write_adapter
+from convert.model_config import dtype_of
+from convert.peft import CONFIG_FILE, open_adapter, read_adapter, write_adapter
 from convert.rounding import WEIGHT_DTYPES
-from convert.tensors import copy_file
+from convert.stream import LazyTensor
+from convert.tensors import copy_file, write_json
+from convert.writer import MODEL_CONFIG_FILE
 
 # Called after each tensor with the bytes written so far and those of the whole.
 Meter = Callable[[int, int], None]
@@ -37,9 +46,9 @@ class Exporter:
 
 def _export_peft(options: argparse.Namespace, meter: Meter) -> str:
     """Rewrite an adapter in the plain form."""
-    adapter = read_adapter(options.src)
+    adapter, tokenizer = read_adapter(options.src), tokenizer_files(options.src)
     write_adapter(options.out, adapter.tensors, adapter.config)
-    for name, file in tokenizer_files(options.src).items():
+    for name, file in tokenizer.items():
         copy_file(file, options.out / name)
     size = sum(array.nbytes for array in adapter.tensors.values())
     meter(size, size)
@@ -83,6 +92,54 @@ def _export_merged(options: argparse.Namespace, meter: Meter) -> str:
         )
 
 
+def _add_gguf_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--base",
+        type=Path,
+        metavar="FOLDER",
+        help="the base model's folder; by default the one that adapter_config.json names",
+    )
+    parser.add_argument(
+        "--method",
+        action="append",
+        metavar="NAME",
+        help="f32, f16, bf16 or q8_0 (the default); may stand several times",
+    )
+
+
+def _export_gguf(options: argparse.Namespace, meter: Meter) -> str:
+    """Write an adapter merged into its base, or a full model, as GGUF files."""
+    held = {name for name in (CONFIG_FILE, MODEL_CONFIG_FILE) if (options.src / name).is_file()}
+    adapter = None if held == {MODEL_CONFIG_FILE} else options.src
+    base = options.src if adapter is None else options.base or _base_of(adapter)
+    name = options.src.resolve().name
+    with contextlib.ExitStack() as stack:
+
+        def tensors(dtype: np.dtype) -> Mapping[str, LazyTensor]:
+            return stack.enter_context(plan_merge(base, adapter, dtype=dtype)).tensors
+
+        plan = stack.enter_context(plan_merge(base, adapter))
+        dtype = dtype_of(plan.config)
+        files = gguf_files(options.out, name, options.method or ["q8_0"], dtype)
+        own = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for file in plan.copied:
+            copy_file(file, own / file.name)
+        write_json(own / MODEL_CONFIG_FILE, plan.config)
+        done = 0
+
+        def count(_: str, size: int) -> None:
+            nonlocal done
+            done += size
+            meter(done, plan.nbytes * len(files))
+
+        for method, file in files.items():
+            write_gguf(file, plan.config, tensors, own, method=method, name=name, progress=count)
+    note = window_note(plan.config)
+    lines = [f"Note: {note}."] if note else []
+    lines += [f"Wrote {file}. Run it with llama-cli -m {file}." for file in files.values()]
+    return "\n".join(lines)
+
+
 def _refuse_merged_4bit(options: argparse.Namespace, _: Meter) -> str:
     """Say what writes 4-bit models: they are quantised on JAX's device, and nothing is here."""
     open_adapter(options.src)[1].close()  # what is no adapter gets that error, as everywhere
@@ -122,6 +179,12 @@ EXPORTERS: dict[str, Exporter] = {
         example="python -m convert merged my-adapter my-model --base Llama-3.2-1B --dtype bfloat16",
         add_options=_add_merged_options,
         export=_export_merged,
+    ),
+    "gguf": Exporter(
+        summary="GGUF files for llama.cpp: an adapter merged into its base, or a full model",
+        example="python -m convert gguf my-adapter my-gguf --base Llama-3.2-1B --method q8_0",
+        add_options=_add_gguf_options,
+        export=_export_gguf,
     ),
     "merged-4bit": Exporter(
         summary="nothing: say how jaxtune writes the merged model in bitsandbytes' 4 bits",

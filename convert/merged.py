@@ -85,7 +85,8 @@ def merge_adapter(
 ) -> None:
     """Merge a PEFT LoRA adapter into its base model and write the full checkpoint.
 
-    W + s B A in float64, rounded once. The host holds the largest tensor and its merged copy.
+    W + s B A in float64, its rows stretched where it is DoRA, rounded once. The host holds the
+    largest tensor and its merged copy.
 
     Args:
       base: The base model's folder; 16 or 32 bits, or 4 bits of bitsandbytes, whose weights become
@@ -106,12 +107,14 @@ def merge_adapter(
 
 
 @contextlib.contextmanager
-def plan_merge(base: Path, adapter: Path, *, dtype: np.dtype | None = None) -> Iterator[MergePlan]:
+def plan_merge(
+    base: Path, adapter: Path | None, *, dtype: np.dtype | None = None
+) -> Iterator[MergePlan]:
     """Open base and adapter, check that they fit, and say what the merged checkpoint will hold.
 
     Args:
       base: The base model's folder.
-      adapter: The adapter's.
+      adapter: The adapter's; None: the base alone.
       dtype: As in `merge_adapter`.
 
     Yields:
@@ -131,43 +134,51 @@ def plan_merge(base: Path, adapter: Path, *, dtype: np.dtype | None = None) -> I
             wanted=", ".join(map(str, WEIGHT_DTYPES)),
             cure="Leave it out to keep the base's.",
         )
-    lora, adapted = open_adapter(adapter)
-    with adapted, open_checkpoint(base) as files:
-        weights = DequantizedCheckpoint(files)
+    with contextlib.ExitStack() as stack:
+        lora = adapted = None
+        if adapter is not None:
+            lora, adapted = open_adapter(adapter)
+            stack.enter_context(adapted)
+        weights = DequantizedCheckpoint(stack.enter_context(open_checkpoint(base)))
         stored = [info.dtype for info in weights.quantized.values()]
         kept = dtype_of(config, stored) if dtype is None else np.dtype(dtype)
-        edits = plan_edits(lora, adapted, weights)
+        edits: dict[str, Edit] = {}
+        if lora is not None and adapted is not None:
+            edits = plan_edits(lora, adapted, weights)
         lazy = functools.partial(_lazy, weights, adapted, kept)
         tensors = {name: lazy(name, edits.get(name)) for name in weights.names}
         untied = False
-        if ties_embeddings(config) or file_name(HEAD, tensors) is None:
+        if lora is not None and (ties_embeddings(config) or file_name(HEAD, tensors) is None):
             untied = settle_head(tensors, edits, lazy, lora)
         yield MergePlan(
             base=base,
             tensors=tensors,
             config=merged_config(config, kept, untied=untied),
-            copied=tuple(companions(base, adapter)),
+            copied=tuple(companions(base, adapter or base)),
         )
 
 
 def _lazy(
     base: DequantizedCheckpoint,
-    adapter: Checkpoint,
+    adapter: Checkpoint | None,
     dtype: np.dtype,
     name: str,
     edit: Edit | None,
 ) -> LazyTensor:
     """One tensor of the merged model, not yet computed."""
-    owner, source = (adapter, edit.tensor) if isinstance(edit, Whole) else (base, name)
+    owner, source = base, name
+    if isinstance(edit, Whole) and adapter is not None:
+        owner, source = adapter, edit.tensor
     info = owner.info(source)
 
     def read() -> np.ndarray:
         array = owner.read(source)
         if info.dtype not in FLOAT_DTYPES:
             return array
-        if isinstance(edit, Pair):
+        if isinstance(edit, Pair) and adapter is not None:
             a, b = adapter.read(edit.lora_a), adapter.read(edit.lora_b)
-            array = merge_linear(array, a, b, edit.scale, dtype)
+            m = None if edit.magnitude is None else adapter.read(edit.magnitude)
+            array = merge_linear(array, a, b, edit.scale, dtype, magnitude=m)
         return _finite(name, cast(array, dtype))
 
     kept = info.dtype if info.dtype not in FLOAT_DTYPES else dtype

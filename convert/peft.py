@@ -1,7 +1,8 @@
 """A LoRA adapter as PEFT's folder: adapter_model.safetensors and adapter_config.json.
 
 Tensor names are PEFT's own: `base_model.model.` + the module's path + `.lora_A.weight` [R, in],
-`.lora_B.weight` [out, R]; modules_to_save and trained biases by their own names.
+`.lora_B.weight` [out, R], with DoRA `.lora_magnitude_vector` [out]; modules_to_save and trained
+biases by their own names.
 Source: https://github.com/huggingface/peft `utils/save_and_load.py` @ v0.21.2.
 """
 
@@ -18,12 +19,14 @@ from convert.checkpoint import Checkpoint
 from convert.errors import CheckpointError, broken, shown
 from convert.header import TensorInfo, read_header
 from convert.json_object import read_json_object
-from convert.tensors import write_json, write_safetensors
+from convert.tensors import atomic, write_json, write_safetensors
 
 TENSORS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 PREFIX = "base_model.model."
 _SIDE = re.compile(r"base_model\.model\.(.+)\.lora_(?:(A|B)\.weight|embedding_(A|B))")
+MAGNITUDE = "lora_magnitude_vector"
+_LENGTHS = f".{MAGNITUDE}"
 _FLOATS = frozenset(np.dtype(kind) for kind in (np.float32, np.float16, ml_dtypes.bfloat16))
 _Shaped = np.ndarray | TensorInfo
 
@@ -42,7 +45,7 @@ class Adapter:
 
 
 def write_adapter(folder: Path, tensors: Mapping[str, np.ndarray], config: AdapterConfig) -> None:
-    """Write an adapter that plain PEFT loads; each file atomically, the tensors first.
+    """Write an adapter that plain PEFT loads: both files are complete before either is replaced.
 
     Args:
       folder: Created if it is missing; the two files in it are replaced.
@@ -55,8 +58,10 @@ def write_adapter(folder: Path, tensors: Mapping[str, np.ndarray], config: Adapt
     """
     _check(tensors, config, "The adapter to be written")
     folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(folder / TENSORS_FILE, tensors, {"format": "pt"})
-    write_json(folder / CONFIG_FILE, config.to_json_dict())
+    # The tensors are renamed first: the one entered last is left first.
+    with atomic(folder / CONFIG_FILE) as settings, atomic(folder / TENSORS_FILE) as weights:
+        write_safetensors(weights, tensors, {"format": "pt"})
+        write_json(settings, config.to_json_dict())
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -117,6 +122,18 @@ def lora_side(name: str) -> tuple[str, str]:
     return ("", "") if side is None else (side[1], side[2] or side[3])
 
 
+def is_magnitude(name: str) -> bool:
+    """Say whether a tensor holds DoRA's lengths of rows.
+
+    Args:
+      name: PEFT's name.
+
+    Returns:
+      True if it does.
+    """
+    return name.startswith(PREFIX) and name.endswith(_LENGTHS)
+
+
 def _missing(folder: Path, name: str) -> CheckpointError:
     """Say which file is missing, and how to convert an adapter that is only there as pickle."""
     got, cure = f"no {name} in {folder}", "Check the path, or save the adapter again."
@@ -137,12 +154,15 @@ def _missing(folder: Path, name: str) -> CheckpointError:
 def _check(tensors: Mapping[str, _Shaped], config: AdapterConfig, what: str) -> None:
     """Check names, dtypes, pairs and ranks."""
     pairs: dict[str, dict[str, tuple[int, ...]]] = {}
+    lengths: dict[str, tuple[int, ...]] = {}
     for name, tensor in tensors.items():
         if tensor.dtype not in _FLOATS:
             raise _unfit(what, f"{shown(name)} of dtype {tensor.dtype}", "float32/bfloat16/float16")
         module, side = lora_side(name)
         if module:
             pairs.setdefault(module, {})[side] = tensor.shape
+        elif config.use_dora and is_magnitude(name):
+            lengths[name.removeprefix(PREFIX).removesuffix(_LENGTHS)] = tensor.shape
         elif not _is_whole(name, config.modules_to_save or ()):
             raise _unfit(
                 what,
@@ -153,6 +173,11 @@ def _check(tensors: Mapping[str, _Shaped], config: AdapterConfig, what: str) -> 
         raise _unfit(what, f"{len(tensors)} tensors and no lora_A", "at least one pair A, B")
     for module, pair in pairs.items():
         _check_pair(module, pair, config, what)
+    wanted = {module: pair["B"][:1] for module, pair in pairs.items() if config.use_dora}
+    for module in sorted({*wanted, *lengths}):
+        if lengths.get(module) != wanted.get(module):
+            got = f"{module} with magnitudes {lengths.get(module)}"
+            raise _unfit(what, got, f"{MAGNITUDE} [out] beside each pair")
 
 
 def _is_whole(name: str, saved: Iterable[str]) -> bool:

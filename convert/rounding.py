@@ -10,6 +10,7 @@ import numpy as np
 WEIGHT_DTYPES = tuple(np.dtype(kind) for kind in (ml_dtypes.bfloat16, np.float16, np.float32))
 FLOAT_DTYPES = frozenset((*WEIGHT_DTYPES, np.dtype(np.float64)))
 _BFLOAT16 = WEIGHT_DTYPES[0]
+_TINY = np.finfo(np.float32).tiny  # a row of zeros has no direction, and stays
 _BLOCK_BYTES = 16 * 2**20
 # The sixteen bits of float32 that bfloat16 drops, in the middle of two of its numbers.
 _MIDDLE = np.uint16(0x8000)
@@ -21,8 +22,12 @@ def merge_linear(
     lora_b: np.ndarray | None,
     scale: float,
     dtype: np.dtype,
+    *,
+    magnitude: np.ndarray | None = None,
 ) -> np.ndarray:
     """Merge one LoRA pair into its weight: W + s B A, in float64, rounded once to `dtype`.
+
+    With DoRA, m (W + s B A) / |W + s B A|, row by row.
 
     Computed in blocks of rows: beside `weight`, A and the result, at most 64 MiB are in use.
 
@@ -32,6 +37,7 @@ def merge_linear(
       lora_b: B [out, R].
       scale: s, dimensionless.
       dtype: Of the result: bfloat16, float16 or float32.
+      magnitude: m [out] of DoRA; None without.
 
     Returns:
       [out, in], each element the float64 sum rounded to nearest, ties to even; beyond the largest
@@ -47,6 +53,9 @@ def merge_linear(
         total = lora_b[block].astype(np.float64) @ a
         total *= scale
         total += weight[block].astype(np.float64)
+        if magnitude is not None:
+            norms = np.linalg.norm(total, axis=1, keepdims=True)
+            total *= magnitude[block].astype(np.float64)[:, None] / np.maximum(norms, _TINY)
         merged[block] = cast(total, dtype)
     return merged
 

@@ -1,11 +1,11 @@
 """A full Hugging Face checkpoint: shards and index, config.json, the files that go with them."""
 
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from convert.checkpoint import INDEX_FILE, SINGLE_FILE
+from convert.disk_space import check_space
 from convert.errors import broken, shown
 from convert.staging import staged_folder
 from convert.stream import LazyTensor, Progress, safetensors_bytes, write_lazy_safetensors
@@ -155,13 +155,4 @@ def _check_space(folder: Path, shards: _Shards, copied: Sequence[Path]) -> None:
     """Check that the disk can hold the new files beside the old ones, which stay till the end."""
     wanted = sum(safetensors_bytes(part, _METADATA) for part in shards.values())
     wanted += sum(file.stat().st_size for file in copied) + _SMALL_FILES_BYTES
-    target = folder.resolve()
-    place = next(place for place in target.parents if place.is_dir())
-    free = shutil.disk_usage(place).free
-    if free < wanted:
-        raise broken(
-            f"The disk of {place} must have room for the whole checkpoint before it is begun",
-            got=f"{free / 1e9:.3f} GB free",
-            wanted=f"{wanted / 1e9:.3f} GB",
-            cure="Free some space, or choose a folder on another disk.",
-        )
+    check_space(folder, wanted)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jaxtune.generation.streamers import TextIteratorStreamer as TextIteratorStreamer
     from jaxtune.generation.streamers import TextStreamer as TextStreamer
     from jaxtune.memory import memory_stats as memory_stats
+    from jaxtune.torch_export import to_torch as to_torch
     from jaxtune.training.callbacks import TrainerCallback as TrainerCallback
     from jaxtune.training.collators import DataCollatorForSeq2Seq as DataCollatorForSeq2Seq
     from jaxtune.training.config import SFTConfig as SFTConfig
@@ -44,6 +45,7 @@ _HOMES = {
     "standardize_data_formats": "jaxtune.chat_templates",
     "standardize_sharegpt": "jaxtune.chat_templates",
     "to_sharegpt": "jaxtune.chat_templates",
+    "to_torch": "jaxtune.torch_export",
     "train_on_responses_only": "jaxtune.chat_templates",
 }
 
@@ -65,6 +67,7 @@ __all__ = [
     "standardize_data_formats",
     "standardize_sharegpt",
     "to_sharegpt",
+    "to_torch",
     "train_on_responses_only",
 ]
 

@@ -217,7 +217,8 @@ class FastLanguageModel:
           qat_scheme: None.
           target_parameters: None.
           ensure_weight_tying: Either; embedding and head of a tied model stay one matrix.
-          use_dora: Not built yet.
+          use_dora: Also train the length of each row of the adapted weights:
+            y = m (W + s B A) x / |W + s B A|, row by row, with no gradient through the norm.
           rank_pattern: {name or expression that ends a module's name: its rank}.
           alpha_pattern: {likewise: its alpha}.
 
@@ -229,8 +230,6 @@ class FastLanguageModel:
           ValueError: A value is out of range, or a target matches nothing.
         """
         _check_neutral(locals())
-        if use_dora:
-            raise NotBuiltYetError("use_dora=True is not built yet; pass use_dora=False.")
         remat = model.model.remat
         if use_gradient_checkpointing != "auto":
             remat = _remat(use_gradient_checkpointing)
@@ -247,6 +246,7 @@ class FastLanguageModel:
             layers_to_transform=_last_layers(model, layers_to_transform, finetune_last_n_layers),
             layers_pattern=layers_pattern,
             use_rslora=use_rslora,
+            use_dora=use_dora,
             modules_to_save=_listed(modules_to_save),
             init_lora_weights=init_lora_weights,
             rank_pattern=dict(rank_pattern or {}),

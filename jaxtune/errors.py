@@ -39,5 +39,12 @@ class NonFiniteLossError(ArithmeticError):
         self.batch = batch
 
 
+class HubUploadError(OSError):
+    """A model was not uploaded: no token, one that may not write there, or no hub within reach.
+
+    An `OSError`, because that is what huggingface_hub's own errors are, which scripts catch.
+    """
+
+
 class NotBuiltYetError(NotImplementedError):
     """A right request that this version does not serve yet; the message names a way around."""

@@ -1,13 +1,16 @@
 """The verbs a user finds on a model: generate, save, count."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxtune import saving
+from jaxtune import hub_upload, saving
 from jaxtune.adapters.counting import trainable_line
 from jaxtune.generation.generate import generate
+from jaxtune.gguf_export import save_pretrained_gguf
 from jaxtune.models.decoder import CausalLM
+from jaxtune.verification import verify_saved
 
 
 class LanguageModel(CausalLM):
@@ -15,9 +18,15 @@ class LanguageModel(CausalLM):
 
     generate = generate
 
-    def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write what was trained, for peft or transformers; see `jaxtune.saving`."""
+    def save_pretrained(self, save_directory: str | Path, *, verify: bool = False) -> None:
+        """Write what was trained, for peft or transformers; see `jaxtune.saving`.
+
+        With `verify`, what was written is read back by others' code and compared: see
+        `jaxtune.verification`.
+        """
         saving.save_pretrained(self, save_directory)
+        if verify:
+            verify_saved(self, Path(save_directory))
 
     def save_pretrained_merged(
         self,
@@ -26,14 +35,112 @@ class LanguageModel(CausalLM):
         save_method: str = "merged_16bit",
         *,
         max_shard_bytes: int = saving.SHARD_BYTES,
+        verify: bool = False,
     ) -> None:
-        """Write a full checkpoint with the adapter merged in; see `jaxtune.saving`."""
+        """Write a full checkpoint with the adapter merged in; see `jaxtune.saving`.
+
+        `verify` as in `save_pretrained`.
+        """
         saving.save_pretrained_merged(
             self,
             save_directory,
             tokenizer,
             save_method=save_method,
             max_shard_bytes=max_shard_bytes,
+        )
+        if verify:
+            verify_saved(self, Path(save_directory))
+
+    def save_pretrained_gguf(
+        self,
+        save_directory: str | Path,
+        tokenizer: Any = None,
+        quantization_method: str | Sequence[str] = "fast_quantized",
+    ) -> list[Path]:
+        """Write GGUF files, the adapter merged in; see `jaxtune.gguf_export`."""
+        return save_pretrained_gguf(self, save_directory, tokenizer, quantization_method)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        revision: str | None = None,
+        commit_description: str | None = None,
+    ) -> Any:
+        """Upload what `save_pretrained` writes; see `jaxtune.hub_upload`."""
+        return hub_upload.push_adapter(
+            self,
+            hub_upload.Destination(
+                repo_id=repo_id,
+                token=token,
+                private=private,
+                commit_message=commit_message,
+                commit_description=commit_description,
+                revision=revision,
+                create_pr=create_pr,
+            ),
+        )
+
+    def push_to_hub_merged(  # noqa: PLR0913  Unsloth's face: scripts written for it pass these.
+        self,
+        repo_id: str,
+        tokenizer: Any = None,
+        save_method: str = "merged_16bit",
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        revision: str | None = None,
+        commit_description: str | None = None,
+    ) -> Any:
+        """Upload what `save_pretrained_merged` writes; see `jaxtune.hub_upload`."""
+        return hub_upload.push_merged(
+            self,
+            hub_upload.Destination(
+                repo_id=repo_id,
+                token=token,
+                private=private,
+                commit_message=commit_message,
+                commit_description=commit_description,
+                revision=revision,
+                create_pr=create_pr,
+            ),
+            tokenizer,
+            save_method,
+        )
+
+    def push_to_hub_gguf(  # noqa: PLR0913  Unsloth's face: scripts written for it pass these.
+        self,
+        repo_id: str,
+        tokenizer: Any = None,
+        quantization_method: str | Sequence[str] = "fast_quantized",
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        revision: str | None = None,
+        commit_description: str | None = None,
+    ) -> Any:
+        """Upload what `save_pretrained_gguf` writes; see `jaxtune.hub_upload`."""
+        return hub_upload.push_gguf(
+            self,
+            hub_upload.Destination(
+                repo_id=repo_id,
+                token=token,
+                private=private,
+                commit_message=commit_message,
+                commit_description=commit_description,
+                revision=revision,
+                create_pr=create_pr,
+            ),
+            tokenizer,
+            quantization_method,
         )
 
     def print_trainable_parameters(self) -> None:

@@ -1,10 +1,11 @@
 """A Hugging Face hub on this machine: folders served as repositories, requests recorded.
 
-It answers what huggingface_hub asks for when it downloads, as huggingface.co does (statuses, error
-headers, large files by a redirect to another host), and nothing else yet. A new kind of request is
-a method and a line in `ROUTES`.
+It answers what huggingface_hub asks for when it downloads and uploads, as huggingface.co does
+(statuses, error headers, large files by another host), and nothing else yet. A new kind of request
+is a method and a line in `ROUTES` or `UPLOADS`.
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -38,6 +40,7 @@ class Request:
     host: str
     path: str
     token: str | None
+    body: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True)
@@ -83,14 +86,20 @@ class FakeHub:
       outage: A status with which every request is refused.
       requests: Every request, in order.
       sent: Bytes of content sent, by file.
+      refused_uploads: The other host takes no large file.
+      messages: Of each commit that was uploaded: (repository, revision, message).
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, uploads: Path) -> None:
         self.endpoint, self.storage = f"http://127.0.0.1:{port}", f"http://localhost:{port}"
         self.tokens: dict[str, set[str]] = {}
         self.outage: int | None = None
         self.requests: list[Request] = []
         self.sent: Counter[str] = Counter()
+        self.messages: list[tuple[str, str, str]] = []
+        self.refused_uploads = False
+        self._uploads = uploads
+        self._large: dict[str, bytes] = {}
         self._repositories: dict[str, Repository] = {}
 
     def add(
@@ -130,11 +139,102 @@ class FakeHub:
         if self.outage is not None:
             raise Refused(self.outage, "The hub is down.")
         path = urlsplit(request.path).path
-        for pattern, method in ROUTES:
+        uploads = request.method in ("POST", "PUT")
+        for pattern, method in UPLOADS if uploads else ROUTES:
             if found := re.fullmatch(pattern, path):
                 words = {key: unquote(word) for key, word in found.groupdict().items()}
-                return method(self, request.token, **words)
+                return method(self, request if uploads else request.token, **words)
         raise Refused(404, "Not found")
+
+    def files(self, name: str, revision: str = "main") -> dict[str, bytes]:
+        """What a repository holds."""
+        repository = self._repositories[name]
+        paths = repository.paths(repository.commit(revision))
+        return {file: path.read_bytes() for file, path in paths.items()}
+
+    def is_private(self, name: str) -> bool:
+        return self._repositories[name].private
+
+    def _create(self, request: Request) -> Answer:
+        """A new repository of the token's; one that is there is 409, which `exist_ok` takes."""
+        asked = json.loads(request.body)
+        name = f"{asked['organization'] or 'owner'}/{asked['name']}"
+        if request.token not in self.tokens:
+            raise Refused(401, "Invalid credentials in Authorization header")
+        if name in self._repositories:
+            self._open(name, request.token)
+            content = {"url": f"{self.endpoint}/{name}", "name": name}
+            return Answer(json.dumps(content).encode(), {}, 409)
+        if asked["organization"] not in (None, "owner"):
+            raise Refused(403, "You don't have the rights to create a model under this namespace")
+        self.tokens[request.token].add(name)
+        empty = self._uploads / f"empty-{len(self._repositories)}"
+        empty.mkdir()
+        self.add(name, empty, private=asked.get("visibility") == "private")
+        return _as_json({"url": f"{self.endpoint}/{name}", "name": name})
+
+    def _validate(self, request: Request) -> Answer:
+        return _as_json({"errors": [], "warnings": []})
+
+    def _preupload(self, request: Request, name: str, revision: str) -> Answer:
+        """Which files go to the other host."""
+        self._writable(name, request.token)
+        modes = [
+            {
+                "path": file["path"],
+                "uploadMode": "lfs" if Path(file["path"]).suffix in LARGE else "regular",
+                "shouldIgnore": False,
+            }
+            for file in json.loads(request.body)["files"]
+        ]
+        return _as_json({"files": modes})
+
+    def _batch(self, request: Request, name: str) -> Answer:
+        """Signed addresses of the other host for large files."""
+        self._writable(name, request.token)
+        objects = [
+            {
+                **{key: held[key] for key in ("oid", "size")},
+                "actions": {"upload": {"href": f"{self.storage}/upload/{held['oid']}"}},
+            }
+            for held in json.loads(request.body)["objects"]
+        ]
+        return _as_json({"transfer": "basic", "objects": objects})
+
+    def _upload(self, request: Request, digest: str) -> Answer:
+        if self.refused_uploads or hashlib.sha256(request.body).hexdigest() != digest:
+            raise Refused(400, "The content is not that of the digest")
+        self._large[digest] = request.body
+        return Answer(b"")
+
+    def _commit(self, request: Request, name: str, revision: str) -> Answer:
+        """A new commit over the last one of the branch, or a pull request."""
+        repository = self._writable(name, request.token)
+        folder = self._uploads / f"commit-{len(self.messages)}"
+        folder.mkdir()
+        for file, content in self.files(name, revision).items():
+            (folder / file).write_bytes(content)
+        pull = "create_pr=1" in urlsplit(request.path).query
+        branch = f"refs/pr/{len(self.messages) + 1}" if pull else revision
+        for line in map(json.loads, request.body.splitlines()):
+            value = line["value"]
+            if line["key"] == "header":
+                self.messages.append((name, branch, value["summary"]))
+            elif line["key"] == "file":
+                (folder / value["path"]).write_bytes(base64.b64decode(value["content"]))
+            elif line["key"] == "lfsFile":
+                (folder / value["path"]).write_bytes(self._large[value["oid"]])
+        self.add(name, folder, branch, repository.private, repository.gated)
+        commit = repository.commit(branch)
+        address = f"{self.endpoint}/{name}"
+        said = {"commitUrl": f"{address}/commit/{commit}", "commitOid": commit}
+        return _as_json(said | ({"pullRequestUrl": f"{address}/discussions/1"} if pull else {}))
+
+    def _writable(self, name: str, token: str | None) -> Repository:
+        repository = self._open(name, token)
+        if not self._opens(token, name):
+            raise Refused(403, "You don't have the rights to write to this repository")
+        return repository
 
     def _info(self, token: str | None, name: str, revision: str) -> Answer:
         repository = self._open(name, token)
@@ -197,6 +297,14 @@ ROUTES = (
     (rf"/{NAME}/resolve/(?P<revision>[^/]+)/(?P<file>.+)", FakeHub._file),
     (rf"/storage/{NAME}/(?P<commit>[0-9a-f]{{40}})/(?P<file>.+)", FakeHub._stored),
 )
+UPLOADS = (
+    ("/api/repos/create", FakeHub._create),
+    ("/api/validate-yaml", FakeHub._validate),
+    (rf"/api/models/{NAME}/preupload/(?P<revision>[^/]+)", FakeHub._preupload),
+    (rf"/{NAME}\.git/info/lfs/objects/batch", FakeHub._batch),
+    (r"/upload/(?P<digest>[0-9a-f]{64})", FakeHub._upload),
+    (rf"/api/models/{NAME}/commit/(?P<revision>[^/]+)", FakeHub._commit),
+)
 
 
 def _as_json(value: Any) -> Answer:
@@ -210,9 +318,9 @@ def _digest(path: Path) -> str:
 class _Server(ThreadingHTTPServer):
     """The server of both hosts, with its hub."""
 
-    def __init__(self) -> None:
+    def __init__(self, uploads: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.hub = FakeHub(self.server_port)
+        self.hub = FakeHub(self.server_port, uploads)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -223,17 +331,18 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         bearer = self.headers["Authorization"]
         token = None if bearer is None else bearer.removeprefix("Bearer ")
-        request = Request(self.command, self.headers["Host"], self.path, token)
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        request = Request(self.command, self.headers["Host"], self.path, token, body)
         answer = self.server.hub.answer(request)
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(answer.content)))
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(answer.content)
 
-    do_HEAD = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET
 
     def log_message(self, format: str, *args: Any) -> None:
         """Requests are recorded, not printed."""
@@ -242,7 +351,7 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def serve_hub() -> Iterator[FakeHub]:
     """A hub on a free port of this machine, until the `with` statement ends."""
-    with _Server() as server:
+    with TemporaryDirectory() as uploads, _Server(Path(uploads)) as server:
         # The interval is how long the end of the `with` statement may take, in seconds.
         thread = Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()

@@ -7,7 +7,7 @@ import numpy as np
 
 from convert import Adapter, AdapterConfig, is_literal
 from jaxtune.adapters.create import with_listed_targets
-from jaxtune.adapters.inject import PREFIX, attach_lora
+from jaxtune.adapters.inject import MAGNITUDE, PREFIX, attach_lora
 from jaxtune.adapters.modules import Place, linear_places, places
 from jaxtune.adapters.whole import (
     HEAD,
@@ -36,7 +36,7 @@ class _Parts:
       apart: Embedding and head of a tied model are two matrices from here on.
     """
 
-    branches: list[tuple[Place, LoraSpec, np.ndarray, np.ndarray]]
+    branches: list[tuple[Place, LoraSpec, np.ndarray, np.ndarray, np.ndarray | None]]
     weights: dict[Path, np.ndarray]
     biases: dict[Path, np.ndarray]
     apart: bool
@@ -61,11 +61,12 @@ def attach_adapter(model: CausalLM, adapter: Adapter) -> AdapterConfig:
     parts = _take_apart(model, adapter)
     check_whole([place for place in places(model) if place.path in parts.weights])
     if parts.biases:
-        specs = {place.in_layer: spec for place, spec, _, _ in parts.branches}
+        specs = {place.in_layer: spec for place, spec, *_ in parts.branches}
         check_biases(model, adapter.config.bias, specs)
     freeze(model)
-    for place, spec, a, b in parts.branches:
-        attach_lora(place, spec, jnp.asarray(a), jnp.asarray(b))
+    for place, spec, a, b, magnitude in parts.branches:
+        lengths = None if magnitude is None else jnp.asarray(magnitude)
+        attach_lora(place, spec, jnp.asarray(a), jnp.asarray(b), lengths)
     if parts.apart:
         untie_head(model)
     saved = [place for place in places(model) if place.path in parts.weights]
@@ -85,7 +86,7 @@ def _plain_config(model: CausalLM, config: AdapterConfig, parts: _Parts) -> Adap
     """The configuration without regular expressions, which nobody should have to run."""
     ranks = {
         name: rank
-        for place, spec, _, _ in parts.branches
+        for place, spec, *_ in parts.branches
         for name, rank in zip(place.names, spec.ranks, strict=True)
         if rank
     }
@@ -111,7 +112,8 @@ def _take_apart(model: CausalLM, adapter: Adapter) -> _Parts:
     for place in linear_places(model):
         pairs = _take_pairs(left, place)
         if any(pair is not None for pair in pairs):
-            branches.append((place, *_stacks(adapter.config, place, pairs)))
+            magnitude = _take_magnitudes(left, place) if adapter.config.use_dora else None
+            branches.append((place, *_stacks(adapter.config, place, pairs), magnitude))
     weights, biases = {}, {}
     for place in places(model):
         shape = place.module.weight.get_value().shape
@@ -181,6 +183,23 @@ def _take_pairs(tensors: dict[str, np.ndarray], place: Place) -> list[Pair | Non
     return pairs
 
 
+def _take_magnitudes(tensors: dict[str, np.ndarray], place: Place) -> np.ndarray:
+    """Remove one projection's DoRA magnitudes: [L, out], zero in layers without them."""
+    layers, out_features, _ = place.module.weight.get_value().shape
+    stack = np.zeros((layers, out_features), np.float32)
+    for layer, name in enumerate(place.names):
+        held = tensors.pop(f"{PREFIX}{name}.{MAGNITUDE}", None)
+        if held is None:
+            continue
+        if held.shape != (out_features,):
+            raise IncompatibleCheckpointError(
+                f"the magnitudes of `{name}` must be [{out_features}]; got {held.shape}. "
+                "Check that the adapter was made for this base model."
+            )
+        stack[layer] = held
+    return stack
+
+
 def _stacks(
     config: AdapterConfig, place: Place, pairs: list[Pair | None]
 ) -> tuple[LoraSpec, np.ndarray, np.ndarray]:
@@ -200,7 +219,10 @@ def _stacks(
             )
         a[layer, :rank], b[layer, :, :rank] = pair
     scales = tuple(_scale(config, *of) for of in zip(place.names, ranks, strict=True))
-    return LoraSpec(ranks=ranks, scales=scales, dropout=config.lora_dropout), a, b
+    spec = LoraSpec(
+        ranks=ranks, scales=scales, dropout=config.lora_dropout, use_dora=config.use_dora
+    )
+    return spec, a, b
 
 
 def _scale(config: AdapterConfig, module: str, rank: int) -> float:

@@ -105,7 +105,10 @@ def lora_specs(
             scales.append(_alpha(request, name) / root if rank else 0.0)
         if any(ranks):
             specs[place.in_layer] = LoraSpec(
-                ranks=tuple(ranks), scales=tuple(scales), dropout=request.lora_dropout
+                ranks=tuple(ranks),
+                scales=tuple(scales),
+                dropout=request.lora_dropout,
+                use_dora=request.use_dora,
             )
     return specs
 

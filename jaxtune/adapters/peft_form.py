@@ -61,7 +61,7 @@ def _parts(path: Path, leaf: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:
                 yield name, (layer,)
             elif ranks[layer]:
                 held = slice(ranks[layer])
-                yield name, (layer, held) if path[-1] == "lora_A" else (layer, slice(None), held)
+                yield name, (layer, slice(None), held) if path[-1] == "lora_B" else (layer, held)
 
 
 def adapter_tensors(model: CausalLM) -> dict[str, np.ndarray]:

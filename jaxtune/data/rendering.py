@@ -11,6 +11,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from jaxtune.data.messages import Message
 
 Span = tuple[int, int]
+# Of templates; the sandbox answers a range that is too long by OverflowError.
+_FAILURES = (jinja2.TemplateError, TypeError, LookupError, ValueError, OverflowError)
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -97,7 +99,7 @@ class ChatTemplate:
                 add_generation_prompt=prompt,
                 **{**self._tokenizer.special_tokens_map, **more},
             )
-        except (jinja2.TemplateError, TypeError, LookupError, ValueError) as error:
+        except _FAILURES as error:
             raise TemplateRefusal(f"{type(error).__name__}: {error!s:.200}") from error
         return texts[0], [(int(start), int(stop)) for start, stop in spans[0]] if marks else []
 

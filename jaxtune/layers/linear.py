@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxtune.layers.context import LayerContext
+from jaxtune.layers.dora import stretch
 from jaxtune.layers.variables import Frozen, weight_of
 from pallas_kernels import frozen_linear, lora_linear
 from pallas_kernels.lora_linear import Adapter, Prepared, prepare_adapters
@@ -25,11 +26,13 @@ class LoraSpec:
         zero rows to the largest: A = B = 0 is a fixed point of the gradient and of Adam.
       scales: s of each layer, [L]: alpha / r, or alpha / sqrt(r) (rsLoRA).
       dropout: Probability of zeroing an input of A, in [0, 1).
+      use_dora: The rows of W + s B A have trained lengths; see `jaxtune.layers.dora`.
     """
 
     ranks: tuple[int, ...]
     scales: tuple[float, ...]
     dropout: int | float
+    use_dora: bool = False
 
 
 class Linear(nnx.Module):
@@ -45,10 +48,12 @@ class Linear(nnx.Module):
       lora: Ranks, scales and dropout of the branch; None where there is none.
       lora_A: A; exists only with `lora`.
       lora_B: B; exists only with `lora`.
+      lora_magnitude_vector: Lengths of the rows, [L, out]; exists only with DoRA.
     """
 
     lora_A: nnx.LoRAParam
     lora_B: nnx.LoRAParam
+    lora_magnitude_vector: nnx.LoRAParam
 
     def __init__(
         self,
@@ -171,16 +176,25 @@ def _project_together(
     if not adapted:
         return [linear.with_bias(linear.base(x, context)) for linear in linears]
     dropping = context.dropout_key is not None and adapted[0][1].dropout > 0
+    use_dora = adapted[0][1].use_dora
+    dropped = _dropped(adapted[0][1], x, context, slot) if dropping else None
+    lost = None
+    if use_dora and dropped is not None:  # its dropout is on the input of W too
+        lost, x, dropped = x - dropped, dropped, None
     outputs = lora_linear(
         x,
         [weight_of(linear, context.adapters) for linear in linears],
         [linear.adapter(lora, context.layer) for linear, lora in adapted],
         layer=context.layer,
-        dropped=_dropped(adapted[0][1], x, context, slot) if dropping else None,
+        dropped=dropped,
         prepared=context.prepared[slot],
         backend=context.split_kernels,
         dequantizer=context.kernels,
     )
+    if use_dora:
+        outputs = [stretch(m, y, context) for m, y in zip(linears, outputs, strict=True)]
+    if lost is not None:  # one projection alone: what dropout took away passes W by itself
+        outputs = [linears[0].base(lost, context) + outputs[0]]
     return [linear.with_bias(y) for linear, y in zip(linears, outputs, strict=True)]
 
 

@@ -1,6 +1,7 @@
 """What a model carries for its user's convenience."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ class Carried:
       adapter_request: What `get_peft_model` was asked for; None for an adapter that was read.
       full_finetuning: Every weight is trained; no adapter is added.
       mesh: Devices that hold the weights and share the rows; None: one device.
+      training: Gives the numbers of the run that trains it, for its card: {what: value}.
       random_state: Seed of what is drawn later, unless it is given then.
     """
 
@@ -41,6 +43,7 @@ class Carried:
     adapter_request: Any = None
     full_finetuning: bool = False
     mesh: Any = None
+    training: Callable[[], dict[str, str]] | None = None
     random_state: int = 3407
 
     def __eq__(self, other: object) -> bool:

@@ -36,8 +36,8 @@ def download(
     before_weights: Callable[[Path], object] | None,
 ) -> Path:
     """Download the small files, look at them, then the weights; `resolve_folder` says the rest."""
-    _check_name(name)
-    _check_token(token)
+    check_name(name)
+    check_token(token)
     source = _Source(name, token or None, revision, local_files_only)
     folder = source.fetch(revision, SMALL_FILES, NOT_READ)
     weights = source.weights(folder)
@@ -63,11 +63,19 @@ def download_config(name: str) -> Path:
       ValueError: No hub id.
       ModelNotFoundError: Neither the hub nor its cache has it.
     """
-    _check_name(name)
+    check_name(name)
     return _Source(name, None, None, local_files_only=False).fetch(None, ["config.json"])
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Refuse what is no hub id.
+
+    Args:
+      name: "owner/name", or "name".
+
+    Raises:
+      ValueError: The hub allows no such name.
+    """
     try:
         validate_repo_id(name)
     except HFValidationError as error:
@@ -78,8 +86,15 @@ def _check_name(name: str) -> None:
         ) from error
 
 
-def _check_token(token: str | None) -> None:
-    """Refuse here what an HTTP header cannot carry: httpx would show it in its error."""
+def check_token(token: str | None) -> None:
+    """Refuse here what an HTTP header cannot carry: httpx would show it in its error.
+
+    Args:
+      token: As passed; None or empty: the stored one.
+
+    Raises:
+      ValueError: It has blanks, line ends or other characters; it is not shown.
+    """
     if token and not all("!" <= character <= "~" for character in token):
         raise ValueError(
             "`token` must be one word of ASCII; got one with blanks, line ends or other characters "

@@ -121,6 +121,8 @@ def _held(cut: Tensors) -> Bool[Array, "..."]:
         return jnp.ones((), bool)
     width = cut.shape[cut.rank_axis]
     below = jnp.arange(width) < jnp.asarray(cut.ranks)[:, None]  # [L, R]
+    if len(cut.shape) == 1:
+        return below
     return below[:, :, None] if cut.rank_axis == 0 else below[:, None, :]
 
 

@@ -19,7 +19,8 @@ class Tensors:
     Attributes:
       layers: L; None for a leaf that is one tensor.
       shape: Of one layer's part of the leaf.
-      ranks: Rank of each layer, where the leaf is a LoRA matrix; None elsewhere.
+      ranks: Rank of each layer, where the leaf is a LoRA matrix; rows of each layer, where it is
+        DoRA's magnitudes; None elsewhere.
       rank_axis: Which axis of `shape` the ranks count: 0 for A [R, in], 1 for B [out, R].
     """
 

@@ -69,6 +69,8 @@ def take_snapshot(
             arrays[DROPOUT_KEY] = np.array(jax.random.key_data(dropout_key))
         manifest = dataclasses.replace(manifest, arrays=shapes_of(arrays))
     whole: Any = merge(graphdef, trainable, frozen)
+    numbers = {} if model.carried.training is None else model.carried.training()
+    whole.carried = dataclasses.replace(model.carried, training=lambda: numbers)
     kept = dataclasses.replace(
         state,
         log_history=list(state.log_history),

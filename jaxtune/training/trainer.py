@@ -51,6 +51,7 @@ from jaxtune.training.loss_plot import loss_figure
 from jaxtune.training.manifest import Identity
 from jaxtune.training.reports import own_callbacks
 from jaxtune.training.resume import Start, find_checkpoint, resume, start_anew
+from jaxtune.training.run_numbers import run_numbers
 from jaxtune.training.saver import Saver
 from jaxtune.training.start_report import start_lines, state_of
 from jaxtune.training.state import TrainerControl, TrainerState, TrainOutput
@@ -227,6 +228,7 @@ class SFTTrainer(EvaluationMethods):
         handler.state = state_of(start.state, args, total, math.ceil(total / per_epoch))
         handler.restore(start.state.stateful_callbacks)
         handler.more |= {"optimizer": tx, "lr_scheduler": self.lr_scheduler}
+        self.model.carried.training = functools.partial(run_numbers, args, self.state)
         log = Log(self.state, self.lr_scheduler, args, self._tell_log, start.losses)
         self._report_start(log, plan, folder)
         saver = Saver(self.model, self.tokenizer, args, start, identity=identity)

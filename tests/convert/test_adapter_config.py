@@ -138,7 +138,6 @@ def test_an_empty_list_of_whole_modules_is_none():
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("use_dora", True),
         ("lora_bias", True),
         ("alora_invocation_tokens", [1, 2]),
         ("layer_replication", [[0, 1]]),

@@ -146,7 +146,7 @@ def test_the_example_of_a_target_is_a_command_that_it_takes(capsys, name):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["gguf", "a", "b"], ["merged", "a", "b", "--dtype", "x"]]
+    "arguments", [[], ["onnx", "a", "b"], ["merged", "a", "b", "--dtype", "x"]]
 )
 def test_a_command_that_is_not_understood_is_status_2(capsys, arguments):
     with pytest.raises(SystemExit) as caught:

@@ -43,6 +43,7 @@ def test_merged_model_gives_the_logits_of_peft(tmp_path, bases, family):
 
 OPTIONS = {
     "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True, "use_rslora": True, "rank_pattern": {"v_proj": 2}},
     "patterns": {
         "rank_pattern": {"v_proj": 2, "1.mlp.down_proj": 5},
         "alpha_pattern": {"layers.0.self_attn.q_proj": 20, "down_proj": 1},

@@ -262,7 +262,7 @@ def test_a_save_that_dies_keeps_the_old_adapter(tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
 
 
-def test_tensors_are_written_before_the_config_that_announces_them(tmp_path, monkeypatch):
+def test_neither_file_is_replaced_before_both_are_complete(tmp_path, monkeypatch):
     def die(*_):
         raise OSError("killed")
 

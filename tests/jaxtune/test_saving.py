@@ -216,12 +216,12 @@ def test_a_failed_write_leaves_the_old_folder(
     out = tmp_path / "merged"
     ours.save_pretrained_merged(out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    from jaxtune import saving
+    from jaxtune import merged_tensors
 
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(saving, "merge_linear", fail)
+    monkeypatch.setattr(merged_tensors, "merge_linear", fail)
     with pytest.raises(OSError, match="disk full"):
         ours.save_pretrained_merged(out)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before

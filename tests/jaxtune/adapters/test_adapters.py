@@ -174,7 +174,6 @@ def test_targets_follow_pefts_name_rule(oracle: Oracle) -> None:
         ({"target_modules": ["q_proj"], "modules_to_save": ["q_proj"]}, "at least one projection"),
         ({"init_lora_weights": "pissa"}, "`init_lora_weights`"),
         ({"init_lora_weights": "orthogonal"}, r"not\s+built yet"),
-        ({"use_dora": True}, "use_dora=True is not built yet"),
         ({"finetune_last_n_layers": 4}, "`finetune_last_n_layers` must be 1 to 3"),
         ({"max_seq_length": 1000}, "`max_seq_length` of get_peft_model must be <= 128"),
     ],

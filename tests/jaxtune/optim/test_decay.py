@@ -55,9 +55,10 @@ def test_groups_of_full_fine_tuning_are_those_of_transformers(variant):
 
 @pytest.mark.parity
 def test_groups_of_an_adapter_with_all_that_it_may_train_are_those_of_transformers():
-    """A and B, biases, and modules trained whole."""
+    """A and B, DoRA's magnitudes, biases, and modules trained whole."""
     model, hf = model_of(CHOSEN[0], "random")
     options = {"target_modules": list(PROJECTIONS), "bias": "all", "modules_to_save": ["lm_head"]}
+    options["use_dora"] = True
     FastLanguageModel.get_peft_model(model, r=2, **options)
     trainable = nnx.state(model, nnx.Param)
     groups = jax.tree.map(
@@ -65,7 +66,9 @@ def test_groups_of_an_adapter_with_all_that_it_may_train_are_those_of_transforme
     )
     theirs = their_groups(hf, peft.LoraConfig(r=2, task_type="CAUSAL_LM", **options))
     theirs = {
-        name.replace(".default", "").replace(".modules_to_save", ""): decays
+        name.replace(".default", "")
+        .replace(".modules_to_save", "")
+        .replace("lora_magnitude_vector.weight", "lora_magnitude_vector"): decays
         for name, decays in theirs.items()
     }
     assert {name: bool(held.all()) for name, held in peft_names(groups).items()} == theirs

@@ -1,0 +1,188 @@
+"""Saved folders to the Hugging Face hub, through huggingface_hub; its errors put into words."""
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtune.errors import HubUploadError
+from jaxtune.gguf_export import save_pretrained_gguf
+from jaxtune.model_card import CARD, is_ours
+from jaxtune.models.decoder import CausalLM
+from jaxtune.saving import save_pretrained, save_pretrained_merged
+
+MESSAGE = "Upload a model fine-tuned with jaxtune"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Destination:
+    """Where an upload goes, and how it is called there.
+
+    Attributes:
+      repo_id: "owner/name", or "name" for the token's own account; made if it is missing.
+      token: Hub access token that may write; None: the stored one. Never shown.
+      private: Whether a new repository is private; None: the account's default.
+      commit_message: Of the one commit; None: `MESSAGE`.
+      commit_description: Its text below.
+      revision: Branch to commit to; None: the main branch.
+      create_pr: Open a pull request instead of committing to the branch.
+    """
+
+    repo_id: str
+    token: str | None = dataclasses.field(default=None, repr=False)
+    private: bool | None = None
+    commit_message: str | None = None
+    commit_description: str | None = None
+    revision: str | None = None
+    create_pr: bool = False
+
+
+def push_adapter(model: CausalLM, destination: Destination) -> Any:
+    """Upload what `save_pretrained` writes.
+
+    Args:
+      model: With something trained.
+      destination: Of the commit.
+
+    Returns:
+      huggingface_hub's `CommitInfo`.
+
+    Raises:
+      HubUploadError: No token, or one that may not write there; the hub refused, or is out of
+        reach. Nothing was written to a disk before the repository was there.
+      ValueError: No hub id, a malformed token, or what `save_pretrained` refuses.
+    """
+    return _push(destination, lambda folder: save_pretrained(model, folder))
+
+
+def push_merged(model: CausalLM, destination: Destination, tokenizer: Any, save_method: str) -> Any:
+    """Upload what `save_pretrained_merged` writes, the tokenizer with it.
+
+    Args:
+      model: With or without an adapter.
+      destination: Of the commit.
+      tokenizer: As in `save_pretrained_merged`.
+      save_method: Likewise.
+
+    Returns:
+      huggingface_hub's `CommitInfo`.
+
+    Raises:
+      HubUploadError: As `push_adapter`.
+      ValueError: Likewise.
+    """
+    return _push(
+        destination,
+        lambda folder: save_pretrained_merged(model, folder, tokenizer, save_method=save_method),
+    )
+
+
+def push_gguf(
+    model: CausalLM,
+    destination: Destination,
+    tokenizer: Any,
+    quantization_method: str | Sequence[str],
+) -> Any:
+    """Upload what `save_pretrained_gguf` writes.
+
+    Args:
+      model: With or without an adapter.
+      destination: Of the commit.
+      tokenizer: As in `save_pretrained_gguf`.
+      quantization_method: Likewise.
+
+    Returns:
+      huggingface_hub's `CommitInfo`.
+
+    Raises:
+      HubUploadError: As `push_adapter`.
+      ValueError: Likewise.
+    """
+    return _push(
+        destination,
+        lambda folder: save_pretrained_gguf(model, folder, tokenizer, quantization_method),
+    )
+
+
+def _push(destination: Destination, save: Callable[[Path], object]) -> Any:
+    """Make the repository, write a folder of its own, upload that, and remove it."""
+    # huggingface_hub takes 0.2 s to import, and only an upload needs it.
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=_token(destination))
+    with _explained(destination):
+        repository = api.create_repo(
+            destination.repo_id, private=destination.private, exist_ok=True
+        ).repo_id
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "model"
+        save(folder)
+        with _explained(destination):
+            left_out = [CARD] if _has_own_card(api, repository, destination, Path(place)) else []
+            return api.upload_folder(
+                repo_id=repository,
+                folder_path=folder,
+                commit_message=destination.commit_message or MESSAGE,
+                commit_description=destination.commit_description,
+                revision=destination.revision,
+                create_pr=destination.create_pr,
+                ignore_patterns=left_out,
+            )
+
+
+def _token(destination: Destination) -> str:
+    """The token of the upload, and an error without one."""
+    from huggingface_hub import get_token
+
+    from jaxtune.models.hub_download import check_name, check_token
+
+    check_name(destination.repo_id)
+    check_token(destination.token)
+    token = destination.token or get_token()
+    if token is None:
+        raise HubUploadError(
+            f"an upload needs a token of the hub; got none for `{destination.repo_id}`, passed or "
+            "stored; wanted one with write access. Make one at "
+            "https://huggingface.co/settings/tokens and pass token= or run `hf auth login`."
+        )
+    return token
+
+
+def _has_own_card(api: Any, repository: str, destination: Destination, place: Path) -> bool:
+    """Whether the repository has a README that its owner wrote."""
+    if not api.file_exists(repository, CARD, revision=destination.revision):
+        return False
+    held = api.hf_hub_download(
+        repository, CARD, revision=destination.revision, local_dir=place / "card"
+    )
+    return not is_ours(Path(held))
+
+
+@contextlib.contextmanager
+def _explained(destination: Destination) -> Iterator[None]:
+    """Say what the hub's refusal means for the upload."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+
+    try:
+        yield
+    except (HTTPError, OfflineModeIsEnabled, RuntimeError) as error:
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+        if status in (401, 403):
+            reason = f"the hub refused the token ({status})"
+            cure = "Pass a token= of an account that may write there, with the scope to write."
+        elif status is not None:
+            reason = f"the hub answered {status}"
+            cure = "Check the name of the repository and the revision, and try again."
+        elif isinstance(error, RuntimeError):  # of its own, or of hf_xet: a file did not arrive
+            reason = f"the upload broke off ({error})"
+            cure = "Push again: what has arrived is not sent twice."
+        else:
+            reason = f"the hub cannot be reached ({type(error).__name__})"
+            cure = "Check the network, save with save_pretrained meanwhile, and push again."
+        raise HubUploadError(
+            f"an upload needs a repository that the token may write to; got "
+            f"`{destination.repo_id}`, and {reason}; wanted one of the token's account or "
+            f"organisations. {cure}"
+        ) from error
