@@ -59,6 +59,8 @@ REPEATS = (
     "tests/jaxtune/training/test_full.py::test_five_steps*",
     "tests/jaxtune/training/test_killed.py::*",
     "tests/jaxtune/training/test_micro_batches.py::*",
+    "tests/jaxtune/training/test_neftune.py::test_a_run_draws*",
+    "tests/jaxtune/training/test_non_finite.py::test_packed*",
     "tests/jaxtune/training/test_offload_check.py::*",
     "tests/jaxtune/training/test_packing.py::*",
     "tests/jaxtune/training/test_responses.py::*",

@@ -17,6 +17,7 @@ from tests.jaxtune.training.runs import adapted, records_of, trainer_of
 from tests.jaxtune.training.test_step import documents, fresh, padded, parts
 from tests.oracles import Oracle, make_oracle
 
+loss_with = jax.jit(loss, static_argnums=0, static_argnames="neftune_noise_alpha")
 ALPHA, SHAPE = 5.0, (4, 32, 48)
 
 
@@ -62,7 +63,7 @@ def window(key: jax.Array | None) -> Batch:
 
 def test_noise_follows_the_key_of_the_batch_and_is_off_without_it() -> None:
     def loss_of(key: jax.Array | None, alpha: float | None) -> float:
-        total, _ = loss(*parts(), window(key), neftune_noise_alpha=alpha)
+        total, _ = loss_with(*parts(), window(key), neftune_noise_alpha=alpha)
         return float(total)
 
     keys = [jax.random.key(seed) for seed in (0, 0, 1)]
