@@ -29,7 +29,8 @@ class LayerContext:
       row_kernels: That of the ops on activations alone: norms and the gated activation.
       split_kernels: That of the LoRA products: rows may be split over devices.
       prepared: Adapters of all layers as their products read them, by the number of the first
-        projection of each group in its block; see `jaxtune.layers.linear.prepare`.
+        projection of each group in its block; see `jaxtune.layers.linear.prepare`. A layer
+        prepares what is missing itself.
       named_kept: The backward pass finds what has a name (the plan "none").
     """
 

@@ -187,7 +187,7 @@ def _project_together(
         [linear.adapter(lora, context.layer) for linear, lora in adapted],
         layer=context.layer,
         dropped=dropped,
-        prepared=context.prepared[slot],
+        prepared=context.prepared.get(slot),
         backend=context.split_kernels,
         dequantizer=context.kernels,
     )

@@ -48,6 +48,7 @@ def context(*, adapters: bool = True, key: jax.Array | None = None) -> LayerCont
         kernels="auto",
         row_kernels="auto",
         split_kernels="auto",
+        prepared={},
         named_kept=False,
     )
 

@@ -30,13 +30,15 @@ def losses(mesh, batch):
     rows = [{"text": " ".join(f"w{n % 29}" for n in range(i, i + 3 + i % 9))} for i in range(23)]
     args = SFTConfig(
         max_steps=4, per_device_train_batch_size=batch, gradient_accumulation_steps=2,
-        learning_rate=1e-2, warmup_steps=0, disable_tqdm=True,
+        learning_rate=1e-2, warmup_steps=0, disable_tqdm=True, per_device_eval_batch_size=batch,
     )
-    trainer = SFTTrainer(model, args=args, train_dataset=rows)
+    trainer = SFTTrainer(model, args=args, train_dataset=rows, eval_dataset=rows[:7])
     trainer.train()
+    evaluated = trainer.evaluate()["eval_loss"]
     up = model.model.layers.mlp.up_proj
     placed = [len(a.sharding.device_set) for a in (up.weight[...], up.lora_A[...])]
-    return [r["loss"] for r in trainer.state.log_history[:-1]], [*placed, model.model.split_kernels]
+    trained = [r["loss"] for r in trainer.state.log_history if "loss" in r]
+    return [*trained, evaluated], [*placed, model.model.split_kernels]
 
 mesh = jax.make_mesh((2,), ("data",))
 print(json.dumps([losses(None, 4), losses(mesh, 2)]))
@@ -57,7 +59,7 @@ def test_two_devices_give_the_losses_of_one(tmp_path: Path) -> None:
     )
     (one, placed), (two, spread) = json.loads(done.stdout.splitlines()[-1])
     assert two == pytest.approx(one, rel=tolerance("float32", "loss"))
-    assert len(set(one)) == 4
+    assert len(set(one)) == 5
     assert (placed, spread) == ([1, 1, "auto"], [2, 2, "xla"])
 
 

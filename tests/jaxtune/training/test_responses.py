@@ -185,3 +185,12 @@ def test_collators_that_pad_as_we_do_are_taken_and_others_refused() -> None:
         check_collator(DataCollatorForSeq2Seq(tokenizer, padding=False))
     with pytest.raises(NotBuiltYetError, match=r"`data_collator` is not built yet; got function"):
         check_collator(transformers.default_data_collator)
+
+
+def test_rows_of_evaluations_are_masked_alike(model: LanguageModel) -> None:
+    rows = [{"text": TEXT}]
+    for held in (rows, {"a": rows}):
+        trainer = SFTTrainer(model, train_dataset=rows, eval_dataset=held)
+        train_on_responses_only(trainer, *PARTS)
+        masked = trainer.eval_dataset["a"] if isinstance(held, dict) else trainer.eval_dataset
+        assert [row[row != IGNORE].tolist() for row in masked.labels] == [LEARNED]

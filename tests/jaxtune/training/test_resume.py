@@ -83,7 +83,11 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "adafactor": (LORA, {"optim": "adafactor"}),
     "paged": (LORA, {"optim": "paged_adamw_8bit"}),
     "evaluated": ({**LORA, "lora_dropout": 0.5}, EVALUATED),
-    "best model, early stopping": (LORA, BEST),
+    # The first evaluation stays the best, so that the callback counts all others.
+    "best model, early stopping": (
+        LORA,
+        {**BEST, "metric_for_best_model": "loss", "greater_is_better": True},
+    ),
     "best model of whole weights": (WHOLE, BEST),
     "each epoch evaluated": (
         LORA,
