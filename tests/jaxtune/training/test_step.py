@@ -419,6 +419,7 @@ def test_dropout_keeps_the_expected_share_and_the_expectation():
         kernels="auto",
         row_kernels="auto",
         split_kernels="auto",
+        prepared={},
         named_kept=False,
     )
     n = 40_000
