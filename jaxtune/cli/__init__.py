@@ -75,9 +75,14 @@ def _parsed(given: list[str]) -> Any:
     """The options of the command that is named; else help, a completion script or an error."""
     name = given[0] if given else ""
     if name in COMMANDS:
-        given = with_config(given[1:]) if name == "train" else given[1:]
+        spelt = with_config(given[1:]) if name == "train" else given[1:]
         kind: Callable[..., Any] = COMMANDS[name][0]
-        return tyro.cli(kind, prog=f"jaxtune {name}", args=given, registry=registry())
+        try:
+            return tyro.cli(kind, prog=f"jaxtune {name}", args=spelt, registry=registry())
+        except SystemExit as ended:
+            if ended.code and len(spelt) > len(given) - 1:
+                sys.stderr.write("The options of --config count as if they stood there.\n")
+            raise
     completes = any(word.startswith(COMPLETION) for word in given)
     kinds: dict[str, Callable[..., Any]] = {
         name: kind if completes else _named(kind) for name, (kind, _) in COMMANDS.items()

@@ -125,8 +125,10 @@ class Conversation:
             ids = self._ids(line, asked)
             room = self._model.config.max_position_embeddings - len(ids)
             if room < 1:
-                say(f"That makes {len(ids)} tokens, and the model takes {len(ids) + room - 1}.")
-                say("/reset forgets what was said, or ask something shorter.")
+                say(
+                    f"That makes {len(ids)} tokens, and the model takes {len(ids) + room} with the "
+                    "answer. Ask something shorter, or /reset forgets what was said."
+                )
                 return
             answer = self._answer(ids, min(self._options.max_new_tokens, room))
         except TemplateRefusal as error:

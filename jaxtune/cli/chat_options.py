@@ -5,6 +5,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+Number = float | None
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chat:
@@ -42,11 +44,11 @@ class Chat:
     system: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")] = None
     chat_template: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
     max_new_tokens: Annotated[int, arg(metavar="N")] = 512
-    temperature: Annotated[float | None, arg(metavar="X", help_behavior_hint="")] = None
-    top_p: Annotated[float | None, arg(metavar="X", help_behavior_hint="")] = None
+    temperature: Annotated[Number, arg(metavar="X", help_behavior_hint="")] = None
+    top_p: Annotated[Number, arg(metavar="X", help_behavior_hint="")] = None
     top_k: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
-    min_p: Annotated[float | None, arg(metavar="X", help_behavior_hint="")] = None
-    repetition_penalty: Annotated[float | None, arg(metavar="X", help_behavior_hint="")] = None
+    min_p: Annotated[Number, arg(metavar="X", help_behavior_hint="")] = None
+    repetition_penalty: Annotated[Number, arg(metavar="X", help_behavior_hint="")] = None
     seed: Annotated[int, arg(metavar="N")] = 3407
     load_in_4bit: bool = True
     max_seq_length: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None

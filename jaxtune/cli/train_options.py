@@ -78,8 +78,8 @@ class Train:
     revision: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
     local_files_only: bool = False
     r: Annotated[int, arg(metavar="N")] = 16
-    lora_alpha: Annotated[float, arg(metavar="N")] = 16
-    lora_dropout: Annotated[float, arg(metavar="N")] = 0.0
+    lora_alpha: Annotated[int | float, arg(metavar="N")] = 16
+    lora_dropout: Annotated[int | float, arg(metavar="N")] = 0.0
     target_modules: Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]")] = PROJECTIONS
     bias: Annotated[str, arg(metavar="NAME")] = "none"
     use_rslora: bool = False

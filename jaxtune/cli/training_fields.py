@@ -154,11 +154,13 @@ def _shown(name: str, hint: Any, text: str) -> Any:
 
 def _parsed(words: list[str]) -> Any:
     """An option's JSON."""
+    if words[0] == "None":
+        return None
     try:
         value = json.loads(words[0])
     except json.JSONDecodeError as error:
         raise ValueError(f"must be JSON, such as '{{\"min_lr_rate\": 0.1}}'; {error}") from error
-    if not isinstance(value, dict | None):
+    if not isinstance(value, dict):
         raise ValueError(f"must be a JSON object; got {words[0]}")
     return value
 
@@ -173,5 +175,5 @@ _JSON = tyro.constructors.PrimitiveConstructorSpec(
     metavar="JSON",
     instance_from_str=_parsed,
     is_instance=lambda value: value is None or isinstance(value, Mapping),
-    str_from_instance=lambda value: [json.dumps(value)],
+    str_from_instance=lambda value: ["None" if value is None else json.dumps(value)],
 )
