@@ -54,7 +54,12 @@ def read_config(file: Path) -> dict[str, Any]:
     if file.stat().st_size > _LARGEST:
         raise ValueError(f"{_OPTION} must be a small file of options; {file} is over 1 MiB.")
     try:
-        held = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError(  # a few lines of them can stand for gigabytes
+                f"{_OPTION} must have no aliases (*name); {file} has one. Write the value out."
+            )
+        held = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(
             f"{_OPTION} must be plain YAML, one option a line; {file}: "

@@ -111,6 +111,7 @@ def test_options_of_pytorchs_trainers_are_taken_where_they_change_nothing(parse,
         ("- 1\n- 2\n", "holds a list"),
         ("", "holds a NoneType"),
         ("a: [1\n", "must be plain YAML"),
+        ("seed: &a [1, 1]\nrun_name: [*a, *a]\n", "must have no aliases"),
         ("model: !!python/object/apply:os.system ['touch owned']\n", "must be plain YAML"),
         ("seed: 1\nseed: 2\n", None),  # YAML's own rule: the later one
         ("max-steps: 1\nmax_steps: 2\n", "has `max_steps` twice"),

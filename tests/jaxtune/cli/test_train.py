@@ -53,7 +53,7 @@ def test_a_run_is_that_of_the_python_interface(model, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_ends_where_the_whole_one_does(model, tmp_path):
+def test_a_resumed_run_ends_where_the_whole_one_does(model, tmp_path, capsys):
     rows = make_rows(tmp_path / "rows.jsonl")
     common = ["train", "--model", str(model), "--dataset", str(rows), *PLAIN]
     common += ["--max-steps", "4", "--save-steps", "2"]
@@ -61,8 +61,9 @@ def test_a_resumed_run_ends_where_the_whole_one_does(model, tmp_path):
     assert cli.main([*common, "--output-dir", str(whole)]) == 0
     (cut / "checkpoint-2").parent.mkdir()
     (whole / "checkpoint-2").rename(cut / "checkpoint-2")
-    resume = ["--resume-from-checkpoint", "last"]
+    resume = ["--resume-from-checkpoint", "last", "--no-disable-tqdm"]
     assert cli.main([*common, "--output-dir", str(cut), *resume]) == 0
+    assert "is resumed at step 2" in capsys.readouterr().out
     assert_same(cut, whole)
 
 
