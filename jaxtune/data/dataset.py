@@ -49,15 +49,21 @@ def check_dataset(dataset: Any) -> None:
 
 
 def columns_of(dataset: Any) -> list[str]:
-    """The columns: a table's, or those of the first row of a list."""
+    """The columns: a table's, or those of the first row of a list that is a mapping."""
     if _is_table(dataset):
         return list(dataset.column_names)
-    return list(_checked(dataset[0], 0))
+    for row in dataset:
+        if isinstance(row, Mapping):
+            return list(row)
+    raise ValueError(
+        "every row must be a mapping of column names to values; row 0 is "
+        f"{type(dataset[0]).__name__}. Pass rows such as {{'text': ...}}."
+    )
 
 
 def row_batches(
     dataset: Any, columns: Collection[str] | None = None, values: str | None = None
-) -> Iterator[tuple[int, list[Mapping[str, Any]]]]:
+) -> Iterator[tuple[int, list[Any]]]:
     """The rows in order, some at a time.
 
     Args:
@@ -79,18 +85,9 @@ def row_batches(
             rows = zip(*part.values(), strict=True)
             yield start, [dict(zip(part, row, strict=True)) for row in rows]
         else:
-            yield start, [_checked(dataset[number], number) for number in range(start, stop)]
+            yield start, [dataset[number] for number in range(start, stop)]
 
 
 def _is_table(dataset: Any) -> bool:
     """True for a `datasets.Dataset`, told by what it can do: importing it takes a second."""
     return hasattr(dataset, "column_names") and hasattr(dataset, "select_columns")
-
-
-def _checked(row: Any, number: int) -> Mapping[str, Any]:
-    if not isinstance(row, Mapping):
-        raise ValueError(
-            f"every row must be a mapping of column names to values; row {number} is "
-            f"{type(row).__name__}. Pass rows such as {{'text': ...}}."
-        )
-    return row

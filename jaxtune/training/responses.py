@@ -70,7 +70,7 @@ def train_on_responses_only(
     if not isinstance(rows, TokenizedRows) or return_function:
         return _label_function(mask)
     trainer.train_dataset = mask.apply(rows, trainer.max_length)
-    check_rows(trainer.train_dataset, trainer.model.config.vocab_size)
+    check_rows(trainer.train_dataset)
     return trainer
 
 

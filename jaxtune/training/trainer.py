@@ -21,6 +21,7 @@ from jaxtune import runtime
 from jaxtune.adapters.counting import count_parameters
 from jaxtune.data.collate import windows_per_epoch
 from jaxtune.data.plan import Plan, Request, describe, make_plan
+from jaxtune.data.row_options import RowOptions
 from jaxtune.data.tokenize import tokenize_dataset
 from jaxtune.language_model import LanguageModel
 from jaxtune.models.placement import devices_of, split_rows
@@ -157,9 +158,7 @@ class SFTTrainer:
         self.max_length = row_limit(limit, self.model)
         packs = self.args.packing if packing is None else packing
         self._packing = self.args.packing_strategy if packs else None
-        self.train_dataset = tokenize_dataset(
-            train_dataset,
-            self.tokenizer,
+        options = RowOptions(
             text_field=self.args.dataset_text_field
             if dataset_text_field is None
             else dataset_text_field,
@@ -169,8 +168,12 @@ class SFTTrainer:
             threads=self.args.dataset_num_proc if dataset_num_proc is None else dataset_num_proc,
             completion_only_loss=self.args.completion_only_loss,
             assistant_only_loss=self.args.assistant_only_loss,
+            vocab_size=self.model.config.vocab_size,
+            bad_rows=self.args.bad_rows,
+            long_rows=self.args.long_rows,
         )
-        check_rows(self.train_dataset, self.model.config.vocab_size)
+        self.train_dataset = tokenize_dataset(train_dataset, self.tokenizer, options)
+        check_rows(self.train_dataset)
 
     @property
     def batch_size(self) -> int:

@@ -7,6 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from jaxtune.data.plan import Request, describe, make_plan
+from jaxtune.data.row_options import RowOptions
 from jaxtune.data.rows import TokenizedRows
 from jaxtune.data.tokenize import tokenize_dataset
 
@@ -132,7 +133,7 @@ def alpaca(assets):
     lines = (assets / "data/alpaca/alpaca_en_1000.jsonl").read_text().splitlines()[:200]
     rows = [{"text": PROMPT.format(**json.loads(line))} for line in lines]
     tokenizer = AutoTokenizer.from_pretrained(assets / "tokenizers/llama3.2")
-    return tokenize_dataset(rows, tokenizer, text_field="text", max_length=2048)
+    return tokenize_dataset(rows, tokenizer, RowOptions(max_length=2048))
 
 
 @pytest.mark.parametrize(
