@@ -1,17 +1,33 @@
-"""Rows of the epoch's order to windows of one of a few static shapes."""
+"""The window of a step, and rows padded to one of a few static shapes."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from jaxtune.data.batch import IGNORE, Batch, MicroBatches
-from jaxtune.data.order import epoch_order
 from jaxtune.data.rows import TokenizedRows
 
 # Row lengths are rounded up to this many tokens, so that near lengths share a compiled program.
 GRANULE = 64
 MAX_BUCKETS = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where in the data a run stands, between two windows.
+
+    Attributes:
+      epoch: Pass over the data, from 0.
+      window: Windows of it that are done.
+      chunk: Of a stream: chunks of it that are used up.
+      used: Of a stream: examples used of the chunk after them.
+    """
+
+    epoch: int = 0
+    window: int = 0
+    chunk: int = 0
+    used: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,11 +39,13 @@ class Window:
         packed micro-batches.
       tokens: Tokens in it, padding left out.
       rows: Examples in it.
+      after: Where a run stands that has trained on it.
     """
 
     batch: Batch | MicroBatches
     tokens: int
     rows: int
+    after: Place = dataclasses.field(default_factory=Place)
 
 
 def bucket_lengths(lengths: np.ndarray, max_length: int) -> tuple[int, ...]:
@@ -50,42 +68,6 @@ def windows_per_epoch(rows: int, batch_size: int, accumulation: int) -> int:
     """Optimizer steps an epoch; the last one takes the remainder, as in transformers."""
     micro_batches = -(-rows // batch_size)
     return max(1, -(-micro_batches // accumulation))
-
-
-def windows(
-    rows: TokenizedRows,
-    *,
-    batch_size: int,
-    accumulation: int,
-    buckets: tuple[int, ...],
-    seed: int,
-    epoch: int,
-    first: int = 0,
-) -> Iterator[Window]:
-    """The windows of one epoch, in the Hugging Face trainer's order.
-
-    Args:
-      rows: Token ids of each example, and their labels where there are some.
-      batch_size: Rows a micro-batch.
-      accumulation: Micro-batches a window.
-      buckets: Permitted row lengths, ascending.
-      seed: Of the order.
-      epoch: Counted from 0.
-      first: Windows of the epoch to leave out.
-
-    Yields:
-      Windows of `batch_size * accumulation` rows, layout "causal".
-    """
-    size = batch_size * accumulation
-    order = epoch_order(len(rows.rows), seed, epoch)
-    for start in range(first * size, len(order), size):
-        chosen = order[start : start + size]
-        lengths = [len(rows.rows[i]) for i in chosen]
-        yield Window(
-            batch=collate(rows, chosen, size, next(b for b in buckets if b >= max(lengths))),
-            tokens=sum(lengths),
-            rows=len(chosen),
-        )
 
 
 def collate(

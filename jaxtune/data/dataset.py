@@ -3,8 +3,6 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxtune.errors import NotBuiltYetError
-
 # Rows read, formatted and tokenised at once.
 BATCH = 1000
 
@@ -17,7 +15,6 @@ def check_dataset(dataset: Any) -> None:
 
     Raises:
       TypeError: Something else, such as a dictionary of splits.
-      NotBuiltYetError: A stream, which has no length.
       ValueError: No rows, or a transform that runs as rows are read.
     """
     kind = type(dataset).__name__
@@ -27,10 +24,10 @@ def check_dataset(dataset: Any) -> None:
             "Pass one split, such as dataset['train'], or datasets.Dataset.from_dict(columns)."
         )
     if not hasattr(dataset, "__len__") and hasattr(dataset, "__iter__"):
-        raise NotBuiltYetError(
-            f"training on a stream is not built yet: `train_dataset` must have a length; got "
-            f"{kind}. Take the rows that the run needs: list(dataset.take(n)) of a "
-            "datasets.IterableDataset, list(rows) of a generator that ends."
+        raise TypeError(
+            f"a `train_dataset` without a length must be a datasets.IterableDataset, which can be "
+            f"read again; got {kind}. Pass IterableDataset.from_generator(function), or the rows "
+            "in a list."
         )
     if _is_table(dataset):
         if dataset.format["type"] == "custom":

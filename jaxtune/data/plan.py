@@ -7,9 +7,9 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int
 
-from jaxtune.data.collate import Window, bucket_lengths, windows
+from jaxtune.data.collate import Place, Window, bucket_lengths, collate
 from jaxtune.data.order import epoch_order
-from jaxtune.data.packed import micro_batches
+from jaxtune.data.packed import Piece, micro_batches
 from jaxtune.data.packing import Bins, one_a_bin, pack
 from jaxtune.data.resplit import GRANULE, OVERHEAD, Cut, choose_shapes, rebin, slots
 from jaxtune.data.rows import TokenizedRows
@@ -69,42 +69,58 @@ class Plan:
         whole = self.kind in ("padded", "packed")
         return self.request.batch_size if whole else self.request.devices
 
-    def windows(self, rows: TokenizedRows, epoch: int, first: int = 0) -> Iterator[Window]:
-        """The windows of one epoch, in the Hugging Face trainer's order.
+    @property
+    def examples(self) -> int:
+        """Packed rows, or rows, of an epoch."""
+        return len(self.bins)
+
+    def windows(self, rows: TokenizedRows, place: Place) -> Iterator[Window]:
+        """The windows of an epoch, or of what is left of it, in the Hugging Face trainer's order.
 
         Args:
           rows: The rows that the plan was made for.
-          epoch: Counted from 0.
-          first: Windows of the epoch to leave out.
+          place: The epoch, and the windows of it to leave out.
 
         Yields:
           Windows of the examples; which ones a window holds does not depend on the layout.
         """
-        asked = self.request
-        if self.kind == "padded":
-            yield from windows(
-                rows,
-                batch_size=asked.batch_size,
-                accumulation=asked.accumulation,
-                buckets=self.lengths,
-                seed=asked.seed,
-                epoch=epoch,
-                first=first,
+        chosen = _chosen(len(self.bins), self.request, place.epoch)
+        for number in range(place.window, len(chosen)):
+            examples = [self.bins.pieces(example) for example in chosen[number].tolist()]
+            last = number + 1 == len(chosen)
+            after = Place(
+                epoch=place.epoch + last,
+                window=0 if last else number + 1,
             )
-            return
-        tokens = self.bins.tokens()
-        shapes = list(zip(self.slots, self.lengths, strict=True))
-        for chosen in _chosen(len(self.bins), asked, epoch)[first:]:
-            examples = [self.bins.pieces(number) for number in chosen.tolist()]
+            yield dataclasses.replace(self.lay_out(rows, examples), after=after)
+
+    def lay_out(self, rows: TokenizedRows, examples: Sequence[Sequence[Piece]]) -> Window:
+        """A window of some examples.
+
+        Args:
+          rows: That the pieces are of.
+          examples: Pieces of each.
+
+        Returns:
+          The window.
+        """
+        tokens = np.array([sum(stop - start for _, start, stop in its) for its in examples])
+        if self.kind == "padded":
+            asked = self.request
+            batch = collate(
+                rows,
+                [its[0][0] for its in examples],
+                asked.batch_size * asked.accumulation,
+                next(length for length in self.lengths if length >= tokens.max()),
+            )
+        else:
             pieces = [
                 [[piece for n in its for piece in examples[n]] for its in bins]
-                for bins in self.cut(tokens[chosen])
+                for bins in self.cut(tokens)
             ]
-            yield Window(
-                batch=micro_batches(rows, pieces, size=self.size, shapes=shapes),
-                tokens=int(tokens[chosen].sum()),
-                rows=len(chosen),
-            )
+            shapes = list(zip(self.slots, self.lengths, strict=True))
+            batch = micro_batches(rows, pieces, size=self.size, shapes=shapes)
+        return Window(batch=batch, tokens=int(tokens.sum()), rows=len(examples))
 
     def cut(self, tokens: Int[np.ndarray, " N"]) -> Cut:
         """The bins of a window: for each length, the examples that share a row.
@@ -173,7 +189,7 @@ def make_plan(lengths: Int[np.ndarray, " rows"], request: Request) -> Plan:
     """
     if request.packing is not None:
         bins = pack(lengths, request.max_length, request.packing)
-        longest = _rounded(int(bins.tokens().max()), request.max_length)
+        longest = rounded(int(bins.tokens().max()), request.max_length)
         return Plan(
             request=request,
             kind="packed",
@@ -183,7 +199,7 @@ def make_plan(lengths: Int[np.ndarray, " rows"], request: Request) -> Plan:
         )
     bins = one_a_bin(lengths)
     padded = _padded(request, bins)
-    longest = _rounded(int(lengths.max()), request.max_length)
+    longest = rounded(int(lengths.max()), request.max_length)
     share = request.batch_size // request.devices
     sample = [lengths[chosen] for chosen in _sample(len(lengths), request)]
     if request.resplit:
@@ -224,7 +240,8 @@ def _cost(plan: Plan) -> float:
     return float(held) / (1 - padding) + micro * OVERHEAD
 
 
-def _rounded(length: int, limit: int) -> int:
+def rounded(length: int, limit: int) -> int:
+    """A length that kernels like and near ones share, not above the limit; tokens."""
     return min(max(-(-length // GRANULE) * GRANULE, GRANULE), limit)
 
 

@@ -45,6 +45,7 @@ class RowReader:
           ValueError: The column is missing, images, or an option that these rows cannot serve.
           NotBuiltYetError: Rows that only TRL's own collator reads.
         """
+        self.tokenizer = tokenizer
         self.options = options
         self.bad = BadRows("bad_rows", options.bad_rows)
         self.long = BadRows("long_rows", options.long_rows)

@@ -1,5 +1,6 @@
 """`train_on_responses_only`: Unsloth's name for learning answers in rows of rendered text."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,7 +8,9 @@ import numpy as np
 
 from jaxtune.data.response_markers import Markers, ResponseMask, probed_markers
 from jaxtune.data.rows import TokenizedRows
+from jaxtune.data.stream import RowStream
 from jaxtune.training.inputs import check_rows
+from jaxtune.training.train_rows import known_rows
 
 LabelFunction = Callable[[Mapping[str, Any]], dict[str, list[list[int]]]]
 
@@ -51,7 +54,7 @@ def train_on_responses_only(
     if num_proc is not None and num_proc < 1:
         raise ValueError(f"`num_proc` must be at least 1 or None; got {num_proc}.")
     rows = getattr(trainer, "train_dataset", None)
-    if not return_function and not isinstance(rows, TokenizedRows):
+    if not return_function and not isinstance(rows, TokenizedRows | RowStream):
         raise TypeError(
             f"`trainer` must be a jaxtune.SFTTrainer; got {type(trainer).__name__}. Make it first, "
             "with train_dataset=, and pass it."
@@ -67,10 +70,15 @@ def train_on_responses_only(
         exact=force_match,
         last_only=last_response_only,
     )
-    if not isinstance(rows, TokenizedRows) or return_function:
+    if return_function or not isinstance(rows, TokenizedRows | RowStream):
         return _label_function(mask)
-    trainer.train_dataset = mask.apply(rows, trainer.max_length)
-    check_rows(trainer.train_dataset)
+    limit = trainer.max_length
+    masked = mask.apply(known_rows(rows), limit)
+    check_rows(masked)
+    if isinstance(rows, RowStream):
+        rows.change(functools.partial(mask.masked, max_length=limit))
+    else:
+        trainer.train_dataset = masked
     return trainer
 
 

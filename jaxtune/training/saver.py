@@ -25,6 +25,7 @@ class Saver:
     Attributes:
       args: The options of the run.
       opt_state: The optimizer's state after the last step; set by the loop.
+      place: Where in the data the run stands after it; likewise.
       saved: The step of the last checkpoint, or of the one that the run began from.
     """
 
@@ -36,7 +37,6 @@ class Saver:
         start: Start,
         *,
         identity: Callable[[], Identity],
-        windows_per_epoch: int,
     ) -> None:
         """Write nothing yet.
 
@@ -46,15 +46,14 @@ class Saver:
           args: `save_only_model`, `save_total_limit` and `optim`.
           start: Where the run begins.
           identity: Of the run; called only if need be, since it reads all rows.
-          windows_per_epoch: Steps of a pass over the data.
         """
         self.opt_state = start.opt_state
+        self.place = start.place
         self.saved = start.state.global_step
         self.args = args
         self._model, self._tokenizer = model, tokenizer
         self._dropout_key = start.dropout_key
         self._identity = identity
-        self._windows_per_epoch = windows_per_epoch
         self._writer = Writer()
 
     def save(self, output_dir: Path, state: TrainerState, losses: Losses) -> None:
@@ -73,12 +72,10 @@ class Saver:
         self._writer.wait()
         manifest = None
         if not self.args.save_only_model:
-            epoch, window = divmod(state.global_step, self._windows_per_epoch)
             manifest = Manifest(
                 identity=self._identity(),
                 optim=self.args.optim,
-                epoch=epoch,
-                window=window,
+                place=self.place,
                 loss_total=losses.total,
                 unlogged=list(losses.unlogged),
                 arrays={},

@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from flax import nnx
 from tqdm.auto import tqdm
 
 from jaxtune import runtime
 from jaxtune.adapters.counting import count_parameters
-from jaxtune.data.collate import windows_per_epoch
-from jaxtune.data.plan import Plan, Request, describe, make_plan
+from jaxtune.data.collate import Place, windows_per_epoch
+from jaxtune.data.plan import Plan, Request, describe
 from jaxtune.data.row_options import RowOptions
-from jaxtune.data.tokenize import tokenize_dataset
+from jaxtune.data.stream_plan import StreamPlan
 from jaxtune.language_model import LanguageModel
 from jaxtune.models.placement import devices_of, split_rows
 from jaxtune.optim.registry import create_optimizer
@@ -34,7 +33,6 @@ from jaxtune.training.data_report import report_lines
 from jaxtune.training.embedding_rate import check_embedding_rate, embedding_schedule, rate_lines
 from jaxtune.training.inputs import (
     Optimizers,
-    check_rows,
     checked_args,
     checked_optimizers,
     checked_transformation,
@@ -61,6 +59,7 @@ from jaxtune.training.state import (
     listens_to_saves,
 )
 from jaxtune.training.step import make_train_step, split
+from jaxtune.training.train_rows import known_rows, plan_of, read_train_rows
 from jaxtune.training.whole_folder import clear_leftovers
 
 
@@ -172,8 +171,9 @@ class SFTTrainer:
             bad_rows=self.args.bad_rows,
             long_rows=self.args.long_rows,
         )
-        self.train_dataset = tokenize_dataset(train_dataset, self.tokenizer, options)
-        check_rows(self.train_dataset)
+        self.train_dataset = read_train_rows(
+            train_dataset, self.tokenizer, options, self.args.max_steps
+        )
 
     @property
     def batch_size(self) -> int:
@@ -206,7 +206,9 @@ class SFTTrainer:
             clear_leftovers(self._output_dir(), PREFIX)
         folder = find_checkpoint(resume_from_checkpoint, args.output_dir)
         size = (self.batch_size, args.gradient_accumulation_steps)
-        per_epoch = windows_per_epoch(len(plan.bins), *size)
+        # A stream has no length: as many passes as the steps take.
+        examples = sys.maxsize if plan.examples is None else plan.examples
+        per_epoch = windows_per_epoch(examples, *size)
         total = (
             args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
         )
@@ -222,16 +224,14 @@ class SFTTrainer:
         self.state = dataclasses.replace(
             start.state,
             max_steps=total,
-            num_train_epochs=math.ceil(total / per_epoch),
+            num_train_epochs=sys.maxsize if plan.examples is None else math.ceil(total / per_epoch),
             logging_steps=args.logging_steps,
             save_steps=args.save_interval(total),
             train_batch_size=args.per_device_train_batch_size,
         )
         log = Log(self.state, self.lr_scheduler, args, self._tell_log, start.losses)
         self._report_start(log, plan, folder)
-        saver = Saver(
-            self.model, self.tokenizer, args, start, identity=identity, windows_per_epoch=per_epoch
-        )
+        saver = Saver(self.model, self.tokenizer, args, start, identity=identity)
         started = time.perf_counter()
         with contextlib.closing(log), saver, exit_on_sigterm():
             try:
@@ -318,7 +318,12 @@ class SFTTrainer:
         return self.optimizer
 
     def _run(
-        self, tx: optax.GradientTransformation, start: Start, log: Log, saver: Saver, plan: Plan
+        self,
+        tx: optax.GradientTransformation,
+        start: Start,
+        log: Log,
+        saver: Saver,
+        plan: Plan | StreamPlan,
     ) -> None:
         """The loop: dispatch a step, bind its arrays, then read the metrics of the one before."""
         args = self.args
@@ -330,17 +335,17 @@ class SFTTrainer:
             max_grad_norm=args.max_grad_norm,
             label_smoothing=args.label_smoothing_factor,
         )
-        key, skipped = start.dropout_key, start.window
+        key, place = start.dropout_key, start.place
         # A CPU's own memory is the host's: there is nothing to move, and nothing to go wrong.
         untried = self.model.model.remat == "offload" and jax.default_backend() != "cpu"
         flops_a_token = 6 * count_parameters(self.model)[1]
         self._tell("on_train_begin")
         if self._done():
             return
-        for epoch in range(start.epoch, self.state.num_train_epochs):
-            for number, window in enumerate(
-                plan.windows(self.train_dataset, epoch, skipped), start=skipped + 1
-            ):
+        for epoch in range(start.place.epoch, self.state.num_train_epochs):
+            # The plan was made for these rows: of a stream, if they are one.
+            windows = plan.windows(self.train_dataset, place)  # pyrefly: ignore[bad-argument-type]
+            for number, window in enumerate(windows, start=place.window + 1):
                 batch = split_rows(window.batch, self.model.carried.mesh)
                 if key is not None:
                     step_key = jax.random.fold_in(key, self.state.global_step)
@@ -353,7 +358,8 @@ class SFTTrainer:
                         trainable, saver.opt_state, frozen, batch
                     )
                     nnx.update(self.model, trainable)
-                    self._count(epoch, number, window.tokens, len(plan.bins))
+                    saver.place = window.after
+                    self._count(epoch, number, window.tokens, plan.examples)
                     self.state.total_flos += flops_a_token * window.tokens
                     log.take(metrics, window.tokens)
                 saver.check()
@@ -361,21 +367,26 @@ class SFTTrainer:
                 self._after("on_step_end", log, saver)
                 if self._done():
                     break
-            skipped = 0
+            place = Place(epoch=epoch + 1)
             self._after("on_epoch_end", log, saver)
             if self._done():
                 return
 
-    def _count(self, epoch: int, number: int, tokens: int, rows: int) -> None:
-        """Note a step of so many tokens, window `number` of an epoch of so many rows."""
+    def _count(self, epoch: int, number: int, tokens: int, rows: int | None) -> None:
+        """Note a step of so many tokens, window `number` of an epoch of so many rows.
+
+        Of a stream's, as in transformers, each step is its share of the run's.
+        """
         args, state = self.args, self.state
+        if rows is None:
+            rows = state.max_steps * args.gradient_accumulation_steps * self.batch_size
         micro_batches = math.ceil(rows / self.batch_size)
         done = number * args.gradient_accumulation_steps
         state.global_step += 1
         state.epoch = epoch + min(done / micro_batches, 1.0)
         state.num_input_tokens_seen += tokens
 
-    def _plan(self) -> Plan:
+    def _plan(self) -> Plan | StreamPlan:
         """How the rows are laid out; the same for the same rows and options."""
         args = self.args
         request = Request(
@@ -388,7 +399,7 @@ class SFTTrainer:
             padding_free=args.padding_free,
             resplit=args.resplit,
         )
-        return make_plan(np.array([len(row) for row in self.train_dataset.rows]), request)
+        return plan_of(self.train_dataset, request)
 
     def _done(self) -> bool:
         return self.control.should_training_stop or self.state.global_step >= self.state.max_steps
@@ -418,13 +429,14 @@ class SFTTrainer:
         log.write(f"jaxtune: stopped and saved at step {self.state.global_step:,}")
 
     def _identity(self) -> Identity:
-        """What decides which rows a step sees; reads all of them."""
+        """What decides which rows a step sees; reads all of them, of a stream the first."""
+        rows = known_rows(self.train_dataset)
         return Identity(
             seed=self.args.seed,
             batch_size=self.batch_size,
             gradient_accumulation_steps=self.args.gradient_accumulation_steps,
-            rows=len(self.train_dataset.rows),
-            data=self.train_dataset.digest(),
+            rows=len(rows.rows),
+            data=rows.digest(),
             packing=None if self._packing is None else f"{self._packing} to {self.max_length}",
         )
 
@@ -435,12 +447,13 @@ class SFTTrainer:
             )
         return Path(self.args.output_dir)
 
-    def _report_start(self, log: Log, plan: Plan, resumed: Path | None) -> None:
+    def _report_start(self, log: Log, plan: Plan | StreamPlan, resumed: Path | None) -> None:
         """Say what is about to be trained, and what was done to the rows."""
         trainable, total = count_parameters(self.model)
-        rows, args = self.train_dataset, self.args
+        rows, args = known_rows(self.train_dataset), self.args
+        count = "a stream of" if plan.examples is None else f"{plan.examples:,}"
         log.write(
-            f"jaxtune: {len(plan.bins):,} rows, {self.state.max_steps:,} steps of "
+            f"jaxtune: {count} rows, {self.state.max_steps:,} steps of "
             f"{self.batch_size} x {args.gradient_accumulation_steps} rows, "
             f"{trainable:,} of {total:,} parameters trained ({100 * trainable / total:.2f} %)"
         )
@@ -452,7 +465,7 @@ class SFTTrainer:
                     f"jaxtune: {name} was asked for; the model has {self.model.dtype}, and is "
                     "trained in it (from_pretrained(dtype=...) decides)"
                 )
-        layout = describe(plan)
+        layout = describe(plan.head if isinstance(plan, StreamPlan) else plan)
         if layout is not None:
             log.write(f"jaxtune: {layout}")
         for line in report_lines(rows, self.tokenizer, self.max_length, colour=log.colour):
