@@ -19,9 +19,11 @@ def check_dataset(dataset: Any) -> None:
     """
     kind = type(dataset).__name__
     if isinstance(dataset, Mapping):
+        names = sorted(map(str, dataset))
+        split = next((name for name in ("train", *names) if name in names), "train")
         raise TypeError(
-            f"`train_dataset` must be one data set; got a {kind} of {sorted(map(str, dataset))}. "
-            "Pass one split, such as dataset['train'], or datasets.Dataset.from_dict(columns)."
+            f"`train_dataset` must be one data set; got a {kind} of {names}. "
+            f"Pass one split, such as dataset[{split!r}], or datasets.Dataset.from_dict(columns)."
         )
     if not hasattr(dataset, "__len__") and hasattr(dataset, "__iter__"):
         raise TypeError(

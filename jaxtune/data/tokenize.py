@@ -8,16 +8,19 @@ from jaxtune.data.encoded import Encoded
 from jaxtune.data.row_options import RowOptions
 from jaxtune.data.row_reader import RowReader
 from jaxtune.data.rows import TokenizedRows, check_some_left, cut_rows
+from jaxtune.data.sources import opened
+from jaxtune.data.token_cache import cache_file, read_rows, write_rows
 
 
 def tokenize_dataset(dataset: Any, tokenizer: Any, options: RowOptions) -> TokenizedRows:
     """Tokenise a data set as TRL does; `RowReader` tells the kinds of rows.
 
     A row is cut at its end, after EOS was appended, and rows without a label are left out, as in
-    TRL. A progress bar shows where there are more than 5,000 rows.
+    TRL. A progress bar shows where there are more than 5,000 rows. The rows of a data set that
+    lies in files are kept (`token_cache.py`) and read again.
 
     Args:
-      dataset: A `datasets.Dataset` or a list of mappings.
+      dataset: A `datasets.Dataset`, a list of mappings, or the path of a file (`sources.py`).
       tokenizer: A transformers tokenizer; not changed.
       options: What decides the tokens.
 
@@ -29,7 +32,18 @@ def tokenize_dataset(dataset: Any, tokenizer: Any, options: RowOptions) -> Token
       ValueError: No rows, bad rows, a `formatting_func` beside `input_ids`, an option about the
         loss that these rows cannot serve, or nothing to learn.
     """
+    dataset = opened(dataset)
     check_dataset(dataset)
+    file = cache_file(dataset, tokenizer, options)
+    kept = None if file is None else read_rows(file)
+    if kept is None:
+        kept = _tokenized(dataset, tokenizer, options)
+        if file is not None:
+            write_rows(file, kept)
+    return kept
+
+
+def _tokenized(dataset: Any, tokenizer: Any, options: RowOptions) -> TokenizedRows:
     reader = RowReader(columns_of(dataset), tokenizer, options)
     parts = []
     with (

@@ -269,7 +269,7 @@ def test_refuses_rows_without_text(tokenizer, rows, message):
             r"must be one data set; got a DatasetDict of \['train'\]\. Pass one split",
         ),
         ({"text": ["a"]}, r"got a dict of \['text'\]\. Pass .*Dataset\.from_dict"),
-        ("data.json", r"must be a datasets\.Dataset or a list of mappings; got str\. Pass"),
+        (b"data.json", r"must be a datasets\.Dataset or a list of mappings; got bytes\. Pass"),
         (None, r"must be a datasets\.Dataset or a list of mappings; got NoneType"),
         (np.array(["a"]), r"must be a datasets\.Dataset or a list of mappings; got ndarray"),
     ],
