@@ -1,4 +1,4 @@
-"""The code of published pages, read from the shared folder at test time; none of it is kept here."""
+"""The code of published pages, read from the shared folder; none of it is kept here."""
 
 import ast
 import re

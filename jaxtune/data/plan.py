@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxtune.data.collate import Place, Window, bucket_lengths, collate
+from jaxtune.data.collated import Collator, collated
 from jaxtune.data.order import epoch_order
 from jaxtune.data.packed import Piece, micro_batches
 from jaxtune.data.packing import Bins, one_a_bin, pack
@@ -33,6 +34,7 @@ class Request:
       packing: Strategy of `packing.pack`; None: rows are not packed.
       padding_free: Rows of a micro-batch follow each other in one, without padding.
       resplit: The rows of a window may be cut into other micro-batches.
+      collator: The user's own, which lays the rows out; None: the plan does.
     """
 
     batch_size: int
@@ -43,6 +45,7 @@ class Request:
     packing: str | None = None
     padding_free: bool = False
     resplit: bool = True
+    collator: Collator | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,8 +108,19 @@ class Plan:
           The window.
         """
         tokens = np.array([sum(stop - start for _, start, stop in its) for its in examples])
+        asked = self.request
+        if asked.collator is not None:
+            batch, held = collated(
+                rows,
+                [its[0][0] for its in examples],
+                asked.collator,
+                size=asked.batch_size,
+                micro_batches=asked.accumulation,
+                lengths=self.lengths,
+                granule=GRANULE,
+            )
+            return Window(batch=batch, tokens=held, rows=len(examples))
         if self.kind == "padded":
-            asked = self.request
             batch = collate(
                 rows,
                 [its[0][0] for its in examples],
@@ -199,6 +213,8 @@ def make_plan(lengths: Int[np.ndarray, " rows"], request: Request) -> Plan:
         )
     bins = one_a_bin(lengths)
     padded = _padded(request, bins)
+    if request.collator is not None:
+        return padded
     longest = rounded(int(lengths.max()), request.max_length)
     share = request.batch_size // request.devices
     sample = [lengths[chosen] for chosen in _sample(len(lengths), request)]

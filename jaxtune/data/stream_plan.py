@@ -100,10 +100,10 @@ class StreamPlan:
             for row, start, stop in example.pieces:
                 pieces[-1].append((len(ids), start, stop))
                 ids.append(its.rows[row])
-                labels.append(its.rows[row] if its.labels is None else its.labels[row])
+                labels += [] if its.labels is None else [its.labels[row]]
         longest = max(sum(stop - start for _, start, stop in its) for its in pieces)
         plan = self.head if longest <= self.longest else self.rest
-        window = plan.lay_out(TokenizedRows(rows=ids, labels=labels), pieces)
+        window = plan.lay_out(TokenizedRows(rows=ids, labels=labels or None), pieces)
         return dataclasses.replace(
             window, after=dataclasses.replace(examples[-1].after, window=number)
         )

@@ -126,9 +126,7 @@ def checked_transformation(tx: Any) -> optax.GradientTransformation:
     return tx
 
 
-def ready_model(
-    model: LanguageModel | str | Path, peft_config: Any, max_length: int | None, seed: int
-) -> LanguageModel:
+def ready_model(model: Any, peft_config: Any, max_length: int | None, seed: int) -> LanguageModel:
     """The model itself, or one loaded by its name, with the adapter that is asked for.
 
     As in TRL, a name without a new adapter is fully fine-tuned, unless it is an adapter's own.
@@ -143,8 +141,14 @@ def ready_model(
       A model with something to train.
 
     Raises:
+      TypeError: It is none of these.
       ValueError: Every parameter is frozen.
     """
+    if not isinstance(model, LanguageModel | str | Path):
+        raise TypeError(
+            "`model` must be one of FastLanguageModel.from_pretrained, or the name of one; got "
+            f"{type(model).__module__}.{type(model).__qualname__}. Pass its hub id or folder."
+        )
     lora = None if peft_config is None else lora_arguments(peft_config)
     named = isinstance(model, (str, Path))
     if isinstance(model, (str, Path)):
@@ -173,10 +177,21 @@ def one_tokenizer(tokenizer: Any, processing_class: Any, model: LanguageModel) -
         )
     for found in (tokenizer, processing_class, model.carried.tokenizer):
         if found is not None:
+            _check_tokenizer(found)
             return found
     raise ValueError(
         "a tokenizer is needed; none was passed and the model carries none. Pass tokenizer=."
     )
+
+
+def _check_tokenizer(found: Any) -> None:
+    """Refuse a processor: what it makes of images or sound could not be learned."""
+    if hasattr(found, "tokenizer") and not hasattr(found, "convert_ids_to_tokens"):
+        raise TypeError(
+            "`processing_class` must be a tokenizer: rows of images or sound cannot be learned, "
+            f"packed or not; got the processor {type(found).__name__}. For rows of text pass "
+            "processing_class=processor.tokenizer."
+        )
 
 
 def row_limit(given: int | None, model: LanguageModel) -> int:

@@ -27,7 +27,7 @@ from jaxtune.models.placement import devices_of, split_rows
 from jaxtune.optim.registry import create_optimizer
 from jaxtune.optim.schedules import create_schedule
 from jaxtune.training.checkpoint import PREFIX, save_is_due
-from jaxtune.training.collators import check_collator
+from jaxtune.training.collators import host_collator, packs_rows
 from jaxtune.training.config import SFTConfig
 from jaxtune.training.data_report import report_lines
 from jaxtune.training.embedding_rate import check_embedding_rate, embedding_schedule, rate_lines
@@ -107,9 +107,10 @@ class SFTTrainer:
           model: With something to train; or a hub id or folder, loaded in 16 bits and, without
             `peft_config`, fully fine-tuned.
           args: The options; None: the defaults.
-          data_collator: `DataCollatorForSeq2Seq`, which pads as this trainer does; no other yet.
-          train_dataset: A `datasets.Dataset` or a list of mappings: of texts, messages, prompts
-            and completions, or token ids.
+          data_collator: transformers' collators for text, which pad as this trainer does; or a
+            function of a list of rows, called on the host, whose rows are not packed.
+          train_dataset: A `datasets.Dataset`, an `IterableDataset`, a list of mappings or the path
+            of a file: of texts, messages, prompts and completions, or token ids.
           eval_dataset: Not built yet.
           processing_class: TRL's newer name of `tokenizer`.
           compute_metrics: Not built yet.
@@ -138,7 +139,7 @@ class SFTTrainer:
                 "compute_metrics": compute_metrics,
             }
         )
-        check_collator(data_collator)
+        self._collator = host_collator(data_collator)
         self.args = checked_args(args)
         self._given_optimizers = checked_optimizers(optimizers, self.args)
         self.optimizer, self.lr_scheduler = self._given_optimizers
@@ -155,7 +156,8 @@ class SFTTrainer:
         check_embedding_rate(self.args, self.optimizer, self.model)
         self.tokenizer = one_tokenizer(tokenizer, processing_class, self.model)
         self.max_length = row_limit(limit, self.model)
-        packs = self.args.packing if packing is None else packing
+        asked = self.args.packing if packing is None else packing
+        packs = packs_rows(asked, self._collator)
         self._packing = self.args.packing_strategy if packs else None
         options = RowOptions(
             text_field=self.args.dataset_text_field
@@ -398,6 +400,7 @@ class SFTTrainer:
             packing=self._packing,
             padding_free=args.padding_free,
             resplit=args.resplit,
+            collator=self._collator,
         )
         return plan_of(self.train_dataset, request)
 

@@ -24,7 +24,14 @@ SHARED: dict[str, Any] = {
     "logging_steps": 1,
     "optim": "adamw_torch",
 }
-ARGUMENTS = ("callbacks", "optimizers", "formatting_func", "peft_config", "train_dataset")
+ARGUMENTS = (
+    "callbacks",
+    "data_collator",
+    "optimizers",
+    "formatting_func",
+    "peft_config",
+    "train_dataset",
+)
 
 
 def adapted(oracle: "Oracle") -> LanguageModel:

@@ -55,7 +55,6 @@ def test_positional_arguments_are_those_of_trl() -> None:
     ("name", "value"),
     [
         ("eval_dataset", [{"text": "w1"}]),
-        ("data_collator", transformers.default_data_collator),
         ("compute_metrics", len),
     ],
 )

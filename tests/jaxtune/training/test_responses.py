@@ -4,14 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import transformers
 
 from jaxtune import DataCollatorForSeq2Seq, SFTConfig, SFTTrainer, train_on_responses_only
 from jaxtune.data.batch import IGNORE
 from jaxtune.data.rows import TokenizedRows
-from jaxtune.errors import NotBuiltYetError
 from jaxtune.language_model import LanguageModel
-from jaxtune.training.collators import check_collator
 from jaxtune.training.data_report import report_lines
 from tests.families import VARIANTS
 from tests.jaxtune.training.runs import adapted, trainer_of
@@ -172,16 +169,3 @@ def test_long_rows_are_shortened_and_special_tokens_that_are_not_eos_are_named()
     )
     assert len(lines[-1]) < 320
     assert "characters)..." in lines[-1]
-
-
-def test_collators_that_pad_as_we_do_are_taken_and_others_refused() -> None:
-    tokenizer = word_tokenizer()
-    assert DataCollatorForSeq2Seq is transformers.DataCollatorForSeq2Seq
-    check_collator(None)
-    check_collator(DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8))
-    with pytest.raises(ValueError, match=r"`label_pad_token_id` .* must be -100.*got 0"):
-        check_collator(DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=0))
-    with pytest.raises(ValueError, match=r"`padding` of the collator must be on"):
-        check_collator(DataCollatorForSeq2Seq(tokenizer, padding=False))
-    with pytest.raises(NotBuiltYetError, match=r"`data_collator` is not built yet; got function"):
-        check_collator(transformers.default_data_collator)
