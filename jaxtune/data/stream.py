@@ -69,6 +69,11 @@ class RowStream:
         self._changes = (*self._changes, change)
         self.head = change(self.head)
 
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """What was left out so far, in words."""
+        return self._reader.skipped()
+
     def chunks(self, epoch: int, first: int = 0) -> Iterator[TokenizedRows]:
         """The chunks of a pass.
 

@@ -50,6 +50,13 @@ def known_rows(rows: TrainRows) -> TokenizedRows:
     return rows.head if isinstance(rows, RowStream) else rows
 
 
+def skipped_later(rows: TrainRows) -> tuple[str, ...]:
+    """What was left out of a stream, in words, if that is more than its head shows."""
+    if isinstance(rows, RowStream) and rows.skipped != rows.head.skipped:
+        return rows.skipped
+    return ()
+
+
 def plan_of(rows: TrainRows, request: Request) -> Plan | StreamPlan:
     """How the rows are laid out; the same for the same rows and request."""
     if isinstance(rows, RowStream):

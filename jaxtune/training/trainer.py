@@ -59,7 +59,7 @@ from jaxtune.training.state import (
     listens_to_saves,
 )
 from jaxtune.training.step import make_train_step, split
-from jaxtune.training.train_rows import known_rows, plan_of, read_train_rows
+from jaxtune.training.train_rows import known_rows, plan_of, read_train_rows, skipped_later
 from jaxtune.training.whole_folder import clear_leftovers
 
 
@@ -239,6 +239,8 @@ class SFTTrainer:
             try:
                 self._run(tx, start, log, saver, plan)
                 log.read()
+                for line in skipped_later(self.train_dataset):
+                    log.write(f"jaxtune: skipped {line}")
             except (KeyboardInterrupt, SystemExit):
                 self._save_at_exit(log, saver)
                 raise

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 
 from jaxtune import DataCollatorForSeq2Seq, SFTConfig, SFTTrainer, train_on_responses_only
+from jaxtune.data import stream
 from jaxtune.data.batch import IGNORE
 from jaxtune.data.rows import TokenizedRows
 from jaxtune.language_model import LanguageModel
@@ -169,3 +171,22 @@ def test_long_rows_are_shortened_and_special_tokens_that_are_not_eos_are_named()
     )
     assert len(lines[-1]) < 320
     assert "characters)..." in lines[-1]
+
+
+@pytest.mark.slow
+def test_answers_of_a_stream_are_learned_and_what_it_skips_is_said(
+    model: LanguageModel, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "BATCH", 4)
+    rows = [{"text": TEXT}] * 6 + [{"text": ""}, {"text": TEXT}]
+    dataset = datasets.IterableDataset.from_generator(lambda: iter(rows))
+    args = SFTConfig(max_steps=3, disable_tqdm=False, bad_rows="skip", resplit=False)
+    trainer = train_on_responses_only(SFTTrainer(model, args, train_dataset=dataset), *PARTS)
+    whole = train_on_responses_only(SFTTrainer(model, args, train_dataset=rows), *PARTS)
+    expected = whole.train_dataset.labels[0].tolist()
+    for chunk in trainer.train_dataset.chunks(0):
+        assert [row.tolist() for row in chunk.labels] == [expected] * len(chunk)
+    trainer.train()
+    assert "jaxtune: skipped 1 bad, row 6: " in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"a run over a stream needs `max_steps`.*got -1"):
+        SFTTrainer(model, train_dataset=dataset)
