@@ -1,5 +1,6 @@
 """The rows of a run, all of them or a stream, and the plan that lays them out."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,45 @@ from jaxtune.data.rows import TokenizedRows
 from jaxtune.data.stream import RowStream, is_stream
 from jaxtune.data.stream_plan import StreamPlan, make_stream_plan
 from jaxtune.data.tokenize import tokenize_dataset
+from jaxtune.training.config import SFTConfig
 from jaxtune.training.inputs import check_rows
 
 TrainRows = TokenizedRows | RowStream
+
+
+def row_options(
+    args: SFTConfig,
+    text_field: str | None,
+    *,
+    formatting_func: Callable[[Any], Any] | None,
+    max_length: int,
+    threads: int | None,
+    vocab_size: int,
+) -> RowOptions:
+    """What decides the tokens: the options, and what the trainer was given in their place.
+
+    Args:
+      args: The options.
+      text_field: None: that of the options.
+      formatting_func: From the user.
+      max_length: Longest row, tokens.
+      threads: None: those of the options.
+      vocab_size: Of the model.
+
+    Returns:
+      How rows are read.
+    """
+    return RowOptions(
+        text_field=args.dataset_text_field if text_field is None else text_field,
+        formatting_func=formatting_func,
+        max_length=max_length,
+        threads=args.dataset_num_proc if threads is None else threads,
+        completion_only_loss=args.completion_only_loss,
+        assistant_only_loss=args.assistant_only_loss,
+        vocab_size=vocab_size,
+        bad_rows=args.bad_rows,
+        long_rows=args.long_rows,
+    )
 
 
 def read_train_rows(dataset: Any, tokenizer: Any, options: RowOptions, max_steps: int) -> TrainRows:

@@ -20,7 +20,6 @@ from jaxtune import runtime
 from jaxtune.adapters.counting import count_parameters
 from jaxtune.data.collate import Place, windows_per_epoch
 from jaxtune.data.plan import Plan, Request, describe
-from jaxtune.data.row_options import RowOptions
 from jaxtune.data.stream_plan import StreamPlan
 from jaxtune.language_model import LanguageModel
 from jaxtune.models.placement import devices_of, split_rows
@@ -59,7 +58,13 @@ from jaxtune.training.state import (
     listens_to_saves,
 )
 from jaxtune.training.step import make_train_step, split
-from jaxtune.training.train_rows import known_rows, plan_of, read_train_rows, skipped_later
+from jaxtune.training.train_rows import (
+    known_rows,
+    plan_of,
+    read_train_rows,
+    row_options,
+    skipped_later,
+)
 from jaxtune.training.whole_folder import clear_leftovers
 
 
@@ -159,19 +164,14 @@ class SFTTrainer:
         asked = self.args.packing if packing is None else packing
         packs = packs_rows(asked, self._collator)
         self._packing = self.args.packing_strategy if packs else None
-        options = RowOptions(
-            text_field=self.args.dataset_text_field
-            if dataset_text_field is None
-            else dataset_text_field,
+        options = row_options(
+            self.args,
+            dataset_text_field,
             formatting_func=formatting_func,
             # These two strategies split what is too long, and lose nothing.
             max_length=self.max_length if self._packing in (None, "bfd") else sys.maxsize,
-            threads=self.args.dataset_num_proc if dataset_num_proc is None else dataset_num_proc,
-            completion_only_loss=self.args.completion_only_loss,
-            assistant_only_loss=self.args.assistant_only_loss,
+            threads=dataset_num_proc,
             vocab_size=self.model.config.vocab_size,
-            bad_rows=self.args.bad_rows,
-            long_rows=self.args.long_rows,
         )
         self.train_dataset = read_train_rows(
             train_dataset, self.tokenizer, options, self.args.max_steps

@@ -31,8 +31,11 @@ OVERRIDDEN = {
     "max_length": None,  # the model's own `max_seq_length`, as in Unsloth
     "save_strategy": None,  # "steps", where there is a folder to save to
     "resplit": True,
+    "bad_rows": "refuse",
+    "long_rows": "cut",
 }
-OURS = {"resplit"}  # on by default: it changes no number
+# Re-splitting changes no number; rows that cannot be learned are named, long ones cut as in TRL.
+OURS = {"resplit", "bad_rows", "long_rows"}
 NOT_TRLS = {"max_seq_length", "warmup_ratio", "disable_tqdm"}  # older names; None or False
 
 
@@ -62,7 +65,7 @@ def test_older_names_are_off_by_default(name):
 @pytest.mark.parity
 def test_every_name_is_trls_or_its_history():
     theirs = {field.name for field in dataclasses.fields(trl.SFTConfig)}
-    assert set(FIELDS) - theirs == {"max_seq_length", "warmup_ratio", "resplit"}
+    assert set(FIELDS) - theirs == {"max_seq_length", "warmup_ratio", *OURS}
 
 
 def attributes_read():
