@@ -1,5 +1,6 @@
 """Rows of the data set to tokens, some at a time; the kind of the rows is told by their columns."""
 
+import copy
 import warnings
 from collections.abc import Collection, Sequence
 from concurrent.futures import Executor
@@ -47,9 +48,18 @@ class RowReader:
         """
         self.tokenizer = tokenizer
         self.options = options
-        self.bad = BadRows("bad_rows", options.bad_rows)
-        self.long = BadRows("long_rows", options.long_rows)
         self._source = _source(columns, tokenizer, options)
+        self._count_anew()
+
+    def _count_anew(self) -> None:
+        self.bad = BadRows("bad_rows", self.options.bad_rows)
+        self.long = BadRows("long_rows", self.options.long_rows)
+
+    def again(self) -> "RowReader":
+        """The same reader for rows that were read and counted before; its own counts are others."""
+        other = copy.copy(self)
+        other._count_anew()
+        return other
 
     @property
     def columns(self) -> Collection[str] | None:

@@ -44,6 +44,7 @@ class RowStream:
         """
         self._dataset = dataset
         self._options = options
+        self._counted = 0  # chunks whose bad rows are, whichever pass they came in
         self._changes: tuple[Callable[[TokenizedRows], TokenizedRows], ...] = ()
         first = next(self._read(0), None)
         if first is None:
@@ -71,7 +72,7 @@ class RowStream:
 
     @property
     def skipped(self) -> tuple[str, ...]:
-        """What was left out so far, in words."""
+        """What was left out so far, in words; a row that every pass leaves out counts once."""
         return self._reader.skipped()
 
     def chunks(self, epoch: int, first: int = 0) -> Iterator[TokenizedRows]:
@@ -95,14 +96,12 @@ class RowStream:
 
     def _tokenized(self, rows: list[Any], number: int, pool: Executor | None) -> TokenizedRows:
         """The chunk of this number."""
-        reader = self._reader
+        reader = self._reader if number >= self._counted else self._reader.again()
+        self._counted = max(self._counted, number + 1)
         encoded = reader.read(rows, number * BATCH, pool)
         reader.check()
         chunk = cut_rows(
-            encoded,
-            self._options.max_length,
-            learned=reader.learned,
-            skipped=reader.skipped(),
+            encoded, self._options.max_length, learned=reader.learned, skipped=self.skipped
         )
         for change in self._changes:
             chunk = change(chunk)

@@ -140,7 +140,7 @@ def test_the_report_shows_what_is_learned(model: LanguageModel) -> None:
     trainer = SFTTrainer(model, args, train_dataset=rows)
     lines = list(report_lines(trainer.train_dataset, trainer.tokenizer, 12, colour=False))
     assert lines == [
-        "jaxtune: 1 rows cut at 12 tokens, 5 tokens lost",
+        "jaxtune: 1 rows cut at 12 tokens, 5 tokens lost: row 0",
         "jaxtune: learned: the assistant's turns; 4 of 21 tokens (19.0 %)",
         "jaxtune: 2 of 2 rows begin with <s>, 2 learn </s>",
         "jaxtune: row 1, [[...]] is learned:",
