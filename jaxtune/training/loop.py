@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 
 from jaxtune.adapters.counting import count_parameters
+from jaxtune.data.batch import Batch, MicroBatches
 from jaxtune.data.collate import Place, Window
 from jaxtune.data.plan import Plan
 from jaxtune.data.stream_plan import StreamPlan
@@ -21,6 +22,7 @@ from jaxtune.training.checkpoint import folder_of
 from jaxtune.training.config import SFTConfig
 from jaxtune.training.flow import ask_for_what_is_due
 from jaxtune.training.interrupt import deferred_interrupt
+from jaxtune.training.largest_step import describe, largest_window, peak_of
 from jaxtune.training.log import Log
 from jaxtune.training.non_finite import first_non_finite
 from jaxtune.training.offload_check import check_offload
@@ -143,12 +145,22 @@ class Loop:
         untried = model.model.remat == "offload" and jax.default_backend() != "cpu"
         flops_a_token = 6 * count_parameters(model)[1]
 
+        def batch_of(window: Window) -> Batch | MicroBatches:
+            batch = split_rows(window.batch, model.carried.mesh)
+            if key is None:
+                return batch
+            step_key = jax.random.fold_in(key, state.global_step)
+            return dataclasses.replace(batch, dropout_key=step_key)
+
+        largest = largest_window(self.plan, self.rows)
+        # A CPU's memory is the host's, which swaps.
+        if largest is not None and jax.default_backend() != "cpu":
+            arguments = (trainable, saver.opt_state, frozen, batch_of(largest), halted)
+            self.log.write(f"jaxtune: {describe(peak_of(step, *arguments), largest)}")
+
         def take_step(window: Window) -> None:
             nonlocal trainable, untried, halted
-            batch = split_rows(window.batch, model.carried.mesh)
-            if key is not None:
-                step_key = jax.random.fold_in(key, state.global_step)
-                batch = dataclasses.replace(batch, dropout_key=step_key)
+            batch = batch_of(window)
             if untried:
                 check_offload(model, batch, self.plan.request.batch_size)
                 untried = False
