@@ -13,6 +13,8 @@ from typing import Literal
 
 Activation = Literal["silu", "gelu_pytorch_tanh"]
 PACKING_STRATEGIES = ("bfd", "bfd_split", "wrapped")  # what each does: `jaxtune.data.packing.pack`
+BAD_ROWS = ("refuse", "skip")
+LONG_ROWS = ("cut", "refuse", "skip")
 Remat = Literal["full", "none", "offload"]  # what each does: `jaxtune.models.run.run_layers`
 
 

@@ -1,40 +1,28 @@
 """Rows of messages, or of a prompt and its completion, to token ids and the labels that count."""
 
 import dataclasses
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
 
 from jaxtune.data.assistant_spans import Frame, assistant_spans, frame_of
+from jaxtune.data.bad_rows import BadRowError, BadRows, good_rows
 from jaxtune.data.batch import IGNORE
-from jaxtune.data.dataset import row_batches
-from jaxtune.data.encode import encode, progress_bar, tokenizer_threads
-from jaxtune.data.messages import read_messages
+from jaxtune.data.encode import encode
+from jaxtune.data.encoded import Encoded
+from jaxtune.data.messages import Message, read_messages
 from jaxtune.data.rendering import ChatTemplate, Span, TemplateRefusal, template_options
 from jaxtune.data.rows import EVERY_TOKEN
 from jaxtune.data.special_tokens import with_specials
 
 PAIR = ("prompt", "completion")
 _OPTIONS = ("tools", "chat_template_kwargs")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Labelled:
-    """The rows of a data set before they are cut.
-
-    Attributes:
-      rows: Token ids of each, int32.
-      labels: Aligned with the rows, -100 ignored; None: the ids are the labels.
-      eos_appended: Rows that did not end with EOS and got one.
-      learned: What the labels name, in words.
-    """
-
-    rows: list[np.ndarray]
-    labels: list[np.ndarray] | None
-    eos_appended: int
-    learned: str
+# Roles that templates are written for, whether or not this one names them.
+_ROLES = frozenset(
+    {"system", "developer", "user", "assistant", "tool", "function", "ipython", "model"}
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,132 +42,154 @@ class _Row:
     chat: bool = True
 
 
-def chat_rows(
-    dataset: Any,
-    tokenizer: Any,
-    columns: tuple[str, ...],
-    *,
-    completion_only: bool = False,
-    assistant_only: bool = False,
-    threads: int | None = None,
-) -> Labelled:
-    """Tokenise a data set as TRL does.
+class ChatRows:
+    """Rows of messages, or of a prompt and a completion, to tokens, as TRL does.
 
     Messages are rendered by the tokenizer's template and get no special tokens besides. A prompt
     and a completion that are texts are joined, and get the tokenizer's special tokens and EOS.
 
-    Args:
-      dataset: One that `check_dataset` let pass.
-      tokenizer: A transformers tokenizer; not changed.
-      columns: `PAIR`, or the one that holds messages.
-      completion_only: Learn the completion alone: the tokens from where those of the prompt and
-        those of the whole row part.
-      assistant_only: Learn what the assistant wrote, its end-of-turn tokens included.
-      threads: Tokenizer threads; None leaves it to the tokenizer.
-
-    Returns:
-      A row for each row of the data set.
-
-    Raises:
-      ValueError: A row lacks a column or holds something else, the template is missing, refuses
-        the messages, or does not tell where a turn of the assistant stands.
+    Attributes:
+      columns: Those that are read.
+      values: None: Python's own.
+      learned: What the labels name, in words.
+      parted: Rows so far whose prompt has other tokens alone than in the row.
     """
-    maker = _Texts(tokenizer, columns, completion_only, assistant_only)
-    rows, labels, appended, parted = [], [], 0, 0
-    with tokenizer_threads(tokenizer, threads) as pool, progress_bar(len(dataset)) as bar:
-        for start, batch in row_batches(dataset, (*columns, *_OPTIONS)):
-            texts = [maker.row(row, number) for number, row in enumerate(batch, start)]
-            for row, ids, prompt, offsets in _encoded(tokenizer, texts, pool):
-                whole, added = (ids, False) if row.chat else with_specials(ids, tokenizer)
-                appended += added
-                rows.append(np.asarray(whole, np.int32))
-                learned = np.ones(len(whole), bool)
-                if prompt is not None:
-                    known = with_specials(prompt, tokenizer, eos=False)[0]
-                    common = _common(known, whole)
-                    parted += common < len(known)
-                    learned[:common] = False
-                if row.spans is not None:
-                    learned &= _overlaps(offsets, row.spans)
-                labels.append(np.where(learned, rows[-1], np.int32(IGNORE)))
-            bar.update(len(batch))
-    if parted:
-        warnings.warn(
-            f"in {parted} of {len(rows)} rows the tokens of the prompt alone are not those that "
-            "the row starts with; what is learned starts where they part. End prompts at a "
-            "token's end, for example with no space.",
-            stacklevel=2,
-        )
-    chosen = ["the completions"] * completion_only + ["the assistant's turns"] * assistant_only
-    return Labelled(
-        rows=rows,
-        labels=labels if chosen else None,
-        eos_appended=appended,
-        learned=" within ".join(reversed(chosen)) or EVERY_TOKEN,
-    )
 
-
-class _Texts:
-    """Makes the texts of rows; the template is probed once."""
+    values: str | None = None
 
     def __init__(
         self, tokenizer: Any, columns: tuple[str, ...], completion_only: bool, assistant_only: bool
     ) -> None:
-        self.tokenizer = tokenizer
-        self.columns = columns
-        self.completion_only = completion_only
-        self.assistant_only = assistant_only
+        """Render nothing yet; the template is probed at the first row of messages.
+
+        Args:
+          tokenizer: A transformers tokenizer; not changed.
+          columns: `PAIR`, or the one that holds messages.
+          completion_only: Learn the completion alone: the tokens from where those of the prompt
+            and those of the whole row part.
+          assistant_only: Learn what the assistant wrote, its end-of-turn tokens included.
+        """
+        self.columns: Collection[str] | None = (*columns, *_OPTIONS)
+        chosen = ["the completions"] * completion_only + ["the assistant's turns"] * assistant_only
+        self.learned = " within ".join(reversed(chosen)) or EVERY_TOKEN
+        self.parted = 0
+        self._tokenizer = tokenizer
+        self._read = columns
+        self._masked = bool(chosen)
+        self._completion_only = completion_only
+        self._assistant_only = assistant_only
         self._template: ChatTemplate | None = None
         self._frame: Frame | None = None
 
+    def encode(
+        self,
+        rows: Sequence[Any],
+        first: int,
+        bad: BadRows,
+        pool: Executor | None = None,
+    ) -> Encoded:
+        """Ids and labels of some rows.
+
+        Args:
+          rows: Of the data set.
+          first: Number of the first.
+          bad: Takes those that lack a column or hold something else, that the template refuses, or
+            in which it does not tell where a turn of the assistant stands.
+          pool: From `tokenizer_threads`.
+
+        Returns:
+          A row for each good one.
+
+        Raises:
+          ValueError: The template is missing, or tells no turns.
+        """
+        texts = good_rows(rows, first, bad, self.row)
+        if not texts or bad.refused:
+            return Encoded(labels=[] if self._masked else None)
+        made = Encoded(numbers=[number for number, _ in texts], labels=[])
+        appended = 0
+        for row, ids, prompt, offsets in _encoded(self._tokenizer, [t for _, t in texts], pool):
+            whole, added = (ids, False) if row.chat else with_specials(ids, self._tokenizer)
+            appended += added
+            made.rows.append(np.asarray(whole, np.int32))
+            learned = np.ones(len(whole), bool)
+            if prompt is not None:
+                known = with_specials(prompt, self._tokenizer, eos=False)[0]
+                common = _common(known, whole)
+                self.parted += common < len(known)
+                learned[:common] = False
+            if row.spans is not None:
+                learned &= _overlaps(offsets, row.spans)
+            if made.labels is not None:
+                made.labels.append(np.where(learned, made.rows[-1], np.int32(IGNORE)))
+        labels = made.labels if self._masked else None
+        return dataclasses.replace(made, labels=labels, eos_appended=appended)
+
     def row(self, row: Mapping[str, Any], number: int) -> _Row:
         """The text of a row, or an error that names it."""
-        missing = [name for name in self.columns if name not in row]
+        missing = [name for name in self._read if name not in row]
         if missing:
-            raise ValueError(
-                f"every row must have the columns {list(self.columns)}; row {number} has "
+            raise BadRowError(
+                f"every row must have the columns {list(self._read)}; row {number} has "
                 f"{sorted(row)}. Add `{missing[0]}`, or leave the row out."
             )
-        values = [row[name] for name in self.columns]
-        if self.columns == PAIR and all(isinstance(value, str) for value in values):
+        values = [row[name] for name in self._read]
+        if self._read == PAIR and all(isinstance(value, str) for value in values):
             return self._plain(*values, number=number)
         kinds = [type(value).__name__ for value in values]
-        if self.columns == PAIR and (None in values or str in map(type, values)):
-            raise ValueError(
+        if self._read == PAIR and (None in values or str in map(type, values)):
+            raise BadRowError(
                 "`prompt` and `completion` must both be text, or both lists of messages; row "
                 f"{number} holds {kinds[0]} and {kinds[1]}."
             )
         options = template_options(row, number)
-        parts = [read_messages(row[name], name, number) for name in self.columns]
+        parts = [read_messages(row[name], name, number) for name in self._read]
         messages = [message for part in parts for message in part]
         try:
             template = self._ready()
+            self._check_roles(messages, template, number)
             text = template.render(messages, options)
             prompt, spans = None, None
-            if self.completion_only:
+            if self._completion_only:
                 prompt = template.render(parts[0], options, prompt=True)
-            if self.assistant_only:
+            if self._assistant_only:
                 spans = assistant_spans(template, self._frame, messages, options, text)
         except TemplateRefusal as error:
-            raise ValueError(
+            raise BadRowError(
                 f"the tokenizer's chat template must take every row; row {number}: {error}. "
                 "Change or leave out the row, or choose another template by get_chat_template."
             ) from error
         return _Row(text=text, prompt=prompt, spans=spans)
 
     def _plain(self, prompt: str, completion: str, *, number: int) -> _Row:
-        if self.assistant_only:
-            raise ValueError(
+        if self._assistant_only:
+            raise BadRowError(
                 "`assistant_only_loss` needs rows of messages; `prompt` and `completion` of row "
                 f"{number} are text. Leave it out: completion_only_loss learns the completion."
             )
-        only = prompt if self.completion_only else None
+        if not (prompt + completion).strip():
+            raise BadRowError(
+                f"`prompt` and `completion` must hold text; both are empty in row {number}."
+            )
+        only = prompt if self._completion_only else None
         return _Row(text=prompt + completion, prompt=only, chat=False)
+
+    def _check_roles(
+        self, messages: Sequence[Message], template: ChatTemplate, number: int
+    ) -> None:
+        """Refuse a role that is misspelt: many templates write any, or leave its turn out."""
+        for message in messages:
+            role = message["role"]
+            if role not in _ROLES and not template.names(role):
+                raise BadRowError(
+                    f"the `role` of a message must be one of {sorted(_ROLES)}, or be named in the "
+                    f"chat template; row {number} has {role!r}. Rename it."
+                )
 
     def _ready(self) -> ChatTemplate:
         if self._template is None:
-            template = ChatTemplate(self.tokenizer)
-            if self.assistant_only and not template.marks_turns:
+            template = ChatTemplate(self._tokenizer)
+            if self._assistant_only and not template.marks_turns:
                 self._frame = _checked_frame(template)
             self._template = template
         return self._template

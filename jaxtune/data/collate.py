@@ -1,7 +1,7 @@
-"""Rows of the epoch's order to windows of one of a few static shapes."""
+"""The window of a step, and rows padded to one of a few static shapes."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,6 +14,23 @@ MAX_BUCKETS = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where in the data a run stands, between two windows.
+
+    Attributes:
+      epoch: Pass over the data, from 0.
+      window: Windows of it that are done.
+      chunk: Of a stream: chunks of it that are used up.
+      used: Of a stream: examples used of the chunk after them.
+    """
+
+    epoch: int = 0
+    window: int = 0
+    chunk: int = 0
+    used: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Window:
     """The rows of one optimizer step.
 
@@ -22,11 +39,13 @@ class Window:
         packed micro-batches.
       tokens: Tokens in it, padding left out.
       rows: Examples in it.
+      after: Where a run stands that has trained on it.
     """
 
     batch: Batch | MicroBatches
     tokens: int
     rows: int
+    after: Place = dataclasses.field(default_factory=Place)
 
 
 def bucket_lengths(lengths: np.ndarray, max_length: int) -> tuple[int, ...]:
@@ -49,39 +68,6 @@ def windows_per_epoch(rows: int, batch_size: int, accumulation: int) -> int:
     """Optimizer steps an epoch; the last one takes the remainder, as in transformers."""
     micro_batches = -(-rows // batch_size)
     return max(1, -(-micro_batches // accumulation))
-
-
-def windows(
-    rows: TokenizedRows,
-    *,
-    batch_size: int,
-    accumulation: int,
-    buckets: tuple[int, ...],
-    order: np.ndarray,
-    first: int = 0,
-) -> Iterator[Window]:
-    """The windows of one epoch.
-
-    Args:
-      rows: Token ids of each example, and their labels where there are some.
-      batch_size: Rows a micro-batch.
-      accumulation: Micro-batches a window.
-      buckets: Permitted row lengths, ascending.
-      order: Numbers of the epoch's rows, from `order.epoch_order` or another.
-      first: Windows of the epoch to leave out.
-
-    Yields:
-      Windows of `batch_size * accumulation` rows, layout "causal".
-    """
-    size = batch_size * accumulation
-    for start in range(first * size, len(order), size):
-        chosen = order[start : start + size]
-        lengths = [len(rows.rows[i]) for i in chosen]
-        yield Window(
-            batch=collate(rows, chosen, size, next(b for b in buckets if b >= max(lengths))),
-            tokens=sum(lengths),
-            rows=len(chosen),
-        )
 
 
 def collate(

@@ -3,8 +3,6 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxtune.errors import NotBuiltYetError
-
 # Rows read, formatted and tokenised at once.
 BATCH = 1000
 
@@ -17,20 +15,21 @@ def check_dataset(dataset: Any) -> None:
 
     Raises:
       TypeError: Something else, such as a dictionary of splits.
-      NotBuiltYetError: A stream, which has no length.
       ValueError: No rows, or a transform that runs as rows are read.
     """
     kind = type(dataset).__name__
     if isinstance(dataset, Mapping):
+        names = sorted(map(str, dataset))
+        split = next((name for name in ("train", *names) if name in names), "train")
         raise TypeError(
-            f"`train_dataset` must be one data set; got a {kind} of {sorted(map(str, dataset))}. "
-            "Pass one split, such as dataset['train'], or datasets.Dataset.from_dict(columns)."
+            f"`train_dataset` must be one data set; got a {kind} of {names}. "
+            f"Pass one split, such as dataset[{split!r}], or datasets.Dataset.from_dict(columns)."
         )
     if not hasattr(dataset, "__len__") and hasattr(dataset, "__iter__"):
-        raise NotBuiltYetError(
-            f"training on a stream is not built yet: `train_dataset` must have a length; got "
-            f"{kind}. Take the rows that the run needs: list(dataset.take(n)) of a "
-            "datasets.IterableDataset, list(rows) of a generator that ends."
+        raise TypeError(
+            f"a `train_dataset` without a length must be a datasets.IterableDataset, which can be "
+            f"read again; got {kind}. Pass IterableDataset.from_generator(function), or the rows "
+            "in a list."
         )
     if _is_table(dataset):
         if dataset.format["type"] == "custom":
@@ -49,15 +48,21 @@ def check_dataset(dataset: Any) -> None:
 
 
 def columns_of(dataset: Any) -> list[str]:
-    """The columns: a table's, or those of the first row of a list."""
+    """The columns: a table's, or those of the first row of a list that is a mapping."""
     if _is_table(dataset):
         return list(dataset.column_names)
-    return list(_checked(dataset[0], 0))
+    for row in dataset:
+        if isinstance(row, Mapping):
+            return list(row)
+    raise ValueError(
+        "every row must be a mapping of column names to values; row 0 is "
+        f"{type(dataset[0]).__name__}. Pass rows such as {{'text': ...}}."
+    )
 
 
 def row_batches(
     dataset: Any, columns: Collection[str] | None = None, values: str | None = None
-) -> Iterator[tuple[int, list[Mapping[str, Any]]]]:
+) -> Iterator[tuple[int, list[Any]]]:
     """The rows in order, some at a time.
 
     Args:
@@ -79,18 +84,9 @@ def row_batches(
             rows = zip(*part.values(), strict=True)
             yield start, [dict(zip(part, row, strict=True)) for row in rows]
         else:
-            yield start, [_checked(dataset[number], number) for number in range(start, stop)]
+            yield start, [dataset[number] for number in range(start, stop)]
 
 
 def _is_table(dataset: Any) -> bool:
     """True for a `datasets.Dataset`, told by what it can do: importing it takes a second."""
     return hasattr(dataset, "column_names") and hasattr(dataset, "select_columns")
-
-
-def _checked(row: Any, number: int) -> Mapping[str, Any]:
-    if not isinstance(row, Mapping):
-        raise ValueError(
-            f"every row must be a mapping of column names to values; row {number} is "
-            f"{type(row).__name__}. Pass rows such as {{'text': ...}}."
-        )
-    return row

@@ -14,12 +14,12 @@ TRL). The rule, by the first row; the answers of these first calls are thrown aw
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jinja2
 
-from jaxtune.data.dataset import row_batches
+from jaxtune.data.bad_rows import BadRowError, BadRows, good_rows
 
 # What a function raises where it meets rows that it was not made for, a list where it wants a
 # text, or a chat template that refuses the messages. Anything else is not ours to explain.
@@ -54,58 +54,102 @@ class _Answer:
     error: Exception | None = None
 
 
-def formatted_texts(
-    dataset: Any, formatting_func: Callable[[Any], Any], text_field: str
-) -> Iterator[tuple[int, list[str]]]:
-    """The texts that the user's function makes of the rows.
+class Formatter:
+    """Calls the user's function; its kind is told once."""
 
-    Args:
-      dataset: One that `check_dataset` let pass.
-      formatting_func: Of one of the kinds above.
-      text_field: Where a dictionary that it returns holds the texts; not needed of a dictionary
-        with one entry.
+    def __init__(self, function: Callable[[Any], Any], field: str) -> None:
+        """Call nothing yet.
 
-    Yields:
-      Rows read and their texts, a batch at a time.
+        Args:
+          function: Of one of the kinds above.
+          field: Where a dictionary that it returns holds the texts; not needed of a dictionary
+            with one entry.
+        """
+        self._function = function
+        self._field = field
+        self._takes_batches: bool | None = None
 
-    Raises:
-      ValueError: The function failed, returned something else, or its kind cannot be told.
-    """
-    takes_batches = None
-    for start, rows in row_batches(dataset):
-        number = 0
-        while takes_batches is None and number < len(rows):
-            takes_batches = _takes_batches(
-                formatting_func, rows[number], start + number, text_field
+    def texts(self, rows: Sequence[Any], first: int, bad: BadRows) -> list[tuple[int, str]]:
+        """The texts that the function makes of some rows.
+
+        Args:
+          rows: Of the data set.
+          first: Number of the first.
+          bad: Takes rows for which it fails, returns something else or an empty text, or that do
+            not tell what it takes.
+
+        Returns:
+          Pairs of a row's number and a text. Where the function makes of a batch fewer or more
+          texts than it has rows, the number is the batch's first.
+        """
+        kept = good_rows(rows, first, bad, lambda row, _: row)
+        while self._takes_batches is None and kept:
+            number, row = kept[0]
+            try:
+                self._takes_batches = _takes_batches(self._function, row, number, self._field)
+            except BadRowError as error:
+                bad.note(number, error)
+            if self._takes_batches is None:
+                kept = kept[1:]  # It makes no text of this row in either reading.
+        if self._takes_batches and kept:
+            return [text for text in self._of_batch(kept, bad) if _is_full(text, bad)]
+        made = []
+        for number, row in kept:
+            texts = self._of(dict(row), ("text", "list"), [number], bad)
+            made += [text for text in texts if _is_full(text, bad)]
+        return made
+
+    def _of_batch(
+        self, rows: list[tuple[int, Mapping[str, Any]]], bad: BadRows
+    ) -> list[tuple[int, str]]:
+        """Of a batch; where it fails and bad rows are left out, of its rows one by one."""
+        numbers = [number for number, _ in rows]
+        batch = _columns([row for _, row in rows])
+        if bad.refuses or len(rows) == 1:
+            return self._of(batch, ("list", "dict"), numbers, bad)
+        trial = BadRows("", "skip")
+        made = self._of(batch, ("list", "dict"), numbers, trial)
+        return made if not trial.count else [t for row in rows for t in self._of_batch([row], bad)]
+
+    def _of(
+        self, argument: dict[str, Any], forms: tuple[str, str], numbers: list[int], bad: BadRows
+    ) -> list[tuple[int, str]]:
+        """Call the function on what these rows are."""
+        answer = _ask(self._function, argument, self._field)
+        if answer.texts is None or answer.form not in forms:
+            first, last = numbers[0], numbers[-1]
+            where = f"row {first}" if first == last else f"rows {first} to {last}"
+            error = BadRowError(
+                f"`formatting_func` {answer.report} for {where}. "
+                f"{_WANTED.format(field=self._field)}"
             )
-            number += takes_batches is None  # It makes no text of this row in either reading.
-        rest = rows[number:]
-        if not rest:
-            yield len(rows), []
-        elif takes_batches:
-            answer = _ask(formatting_func, _columns(rest), text_field)
-            where = f"rows {start + number} to {start + len(rows) - 1}"
-            yield len(rows), _checked(answer, ("list", "dict"), where, text_field)
-        else:
-            made = []
-            for place, row in enumerate(rest, start + number):
-                answer = _ask(formatting_func, dict(row), text_field)
-                made += _checked(answer, ("text", "list"), f"row {place}", text_field)
-            yield len(rows), made
+            error.__cause__ = answer.error
+            bad.note(first, error)
+            return []
+        if len(answer.texts) != len(numbers):
+            numbers = [numbers[0]] * len(answer.texts)
+        return list(zip(numbers, answer.texts, strict=True))
+
+
+def _is_full(made: tuple[int, str], bad: BadRows) -> bool:
+    """Whether a text holds something; else its row is bad."""
+    number, text = made
+    if text.strip():
+        return True
+    bad.note(
+        number,
+        BadRowError(
+            f"`formatting_func` must not return empty text; got {text!r:.20} for row {number}. "
+            "An empty list leaves a row out."
+        ),
+    )
+    return False
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """The rows as a batch; None where a row lacks a column, as in `datasets`."""
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
-
-
-def _checked(answer: _Answer, forms: tuple[str, str], where: str, field: str) -> list[str]:
-    if answer.texts is None or answer.form not in forms:
-        raise ValueError(
-            f"`formatting_func` {answer.report} for {where}. {_WANTED.format(field=field)}"
-        ) from answer.error
-    return answer.texts
 
 
 def _takes_batches(
@@ -126,7 +170,7 @@ def _takes_batches(
         return True
     if alone.texts is not None and (made is None or len(made) == len(alone.texts)):
         return None if made == alone.texts == [] else False
-    raise ValueError(
+    raise BadRowError(
         f"`formatting_func` {alone.report} for row {number}, and {together.report} for a batch of "
         f"{copies} copies of it: what it takes cannot be told. {_WANTED.format(field=field)} One "
         "string means a row, a dictionary means a batch."
@@ -153,6 +197,8 @@ def _ask(function: Callable[[Any], Any], argument: dict[str, Any], field: str) -
     except _FAILURES as error:
         return _Answer(report=f"raised {type(error).__name__}: {error!s:.200}", error=error)
     whole, form = value, "list"
+    if hasattr(value, "column_names") and hasattr(value, "select_columns"):
+        value = {name: list(value[name]) for name in value.column_names}  # a `datasets.Dataset`
     if isinstance(value, Mapping):
         value = next(iter(value.values())) if len(value) == 1 else value.get(field)
         form = "dict"

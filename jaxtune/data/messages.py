@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxtune.data.bad_rows import BadRowError
+
 # ShareGPT's names of the roles, and what chat templates call them.
 ROLES = {
     "human": "user",
@@ -34,15 +36,15 @@ def read_messages(value: Any, column: str, number: int) -> list[Message]:
       New messages; the row is not changed.
 
     Raises:
-      ValueError: No list of messages, none, a role that is none, or no content.
+      BadRowError: No list of messages, none, a role that is none, or no content.
     """
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise ValueError(
+        raise BadRowError(
             f"the column `{column}` must hold a list of messages, {_SHOWN}; row {number} holds "
             f"{type(value).__name__}."
         )
     if not value:
-        raise ValueError(
+        raise BadRowError(
             f"a conversation must have at least one message; the column `{column}` of row "
             f"{number} holds none. Leave such rows out, for example by dataset.filter(...)."
         )
@@ -54,7 +56,7 @@ def read_messages(value: Any, column: str, number: int) -> list[Message]:
 
 def _message(entry: Any, where: str) -> Message:
     if not isinstance(entry, Mapping):
-        raise ValueError(
+        raise BadRowError(
             f"a message must be a mapping with `role` and `content`; {where} is "
             f"{type(entry).__name__}. Pass messages such as {_SHOWN}."
         )
@@ -65,14 +67,14 @@ def _message(entry: Any, where: str) -> Message:
             message["content"] = message.pop("value")
     role = message.get("role")
     if not isinstance(role, str) or not role:
-        raise ValueError(
+        raise BadRowError(
             f"a message must have a `role`; {where} has {_short(entry)}. Name it 'user', "
             "'assistant', 'system' or what the chat template knows."
         )
     if "content" in message:
         message["content"] = _text(message["content"], where)
     elif "tool_calls" not in message:
-        raise ValueError(
+        raise BadRowError(
             f"a message must have a `content` that is text; {where} has {_short(entry)}."
         )
     return message
@@ -80,7 +82,7 @@ def _message(entry: Any, where: str) -> Message:
 
 def _sharegpt_role(role: Any, where: str) -> str:
     if role not in ROLES:
-        raise ValueError(
+        raise BadRowError(
             f"the sender (`from`) of a message must be one of {sorted(ROLES)}; {where} is from "
             f"{role!r}. Rename it, or give messages with `role` and `content`, whose roles are "
             "the chat template's business."
@@ -98,7 +100,7 @@ def _text(content: Any, where: str) -> str:
         for part in content
     ):
         return "".join(part["text"] for part in content)
-    raise ValueError(
+    raise BadRowError(
         "the `content` of a message must be text, or a list of {'type': 'text', 'text': ...}; "
         f"{where} holds {_short(content)}."
     )

@@ -7,9 +7,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int
 
-from jaxtune.data.collate import Window, bucket_lengths, windows, windows_per_epoch
+from jaxtune.data.collate import Place, Window, bucket_lengths, collate, windows_per_epoch
+from jaxtune.data.collated import Collator, collated
 from jaxtune.data.order import sampled
-from jaxtune.data.packed import micro_batches
+from jaxtune.data.packed import Piece, micro_batches
 from jaxtune.data.packing import Bins, one_a_bin, pack
 from jaxtune.data.resplit import GRANULE, OVERHEAD, Cut, choose_shapes, rebin, slots
 from jaxtune.data.rows import TokenizedRows
@@ -35,6 +36,7 @@ class Request:
       resplit: The rows of a window may be cut into other micro-batches.
       sampling: "random", "sequential" or "group_by_length".
       drop_last: Leave out the rows of an epoch that do not fill a micro-batch.
+      collator: The user's own, which lays the rows out; None: the plan does.
     """
 
     batch_size: int
@@ -47,6 +49,7 @@ class Request:
     resplit: bool = True
     sampling: str = "random"
     drop_last: bool = False
+    collator: Collator | None = None
 
     @property
     def window(self) -> int:
@@ -99,46 +102,75 @@ class Plan:
         rows = self.micro_batches_per_epoch * self.request.batch_size
         return windows_per_epoch(rows, self.request.batch_size, self.request.accumulation)
 
+    def end(self, place: Place) -> Place:
+        """The end of a place's epoch, whose windows are done or left out."""
+        return dataclasses.replace(place, window=self.windows_per_epoch)
+
     @property
     def size(self) -> int:
         """Rows of a micro-batch's arrays."""
         whole = self.kind in ("padded", "packed")
         return self.request.batch_size if whole else self.request.devices
 
-    def windows(self, rows: TokenizedRows, epoch: int, first: int = 0) -> Iterator[Window]:
-        """The windows of one epoch, in the order of the request.
+    @property
+    def examples(self) -> int:
+        """Packed rows, or rows, of an epoch."""
+        return len(self.bins)
+
+    def windows(self, rows: TokenizedRows, place: Place) -> Iterator[Window]:
+        """The windows of an epoch, or of what is left of it, in the order of the request.
 
         Args:
           rows: The rows that the plan was made for.
-          epoch: Counted from 0.
-          first: Windows of the epoch to leave out.
+          place: The epoch, and the windows of it to leave out.
 
         Yields:
           Windows of the examples; which ones a window holds does not depend on the layout.
         """
-        asked, tokens = self.request, self.bins.tokens()
-        if self.kind == "padded":
-            yield from windows(
+        chosen = _chosen(self.bins.tokens(), self.request, place.epoch)
+        for number in range(place.window, len(chosen)):
+            examples = [self.bins.pieces(example) for example in chosen[number].tolist()]
+            after = Place(epoch=place.epoch, window=number + 1)
+            yield dataclasses.replace(self.lay_out(rows, examples), after=after)
+
+    def lay_out(self, rows: TokenizedRows, examples: Sequence[Sequence[Piece]]) -> Window:
+        """A window of some examples.
+
+        Args:
+          rows: That the pieces are of.
+          examples: Pieces of each.
+
+        Returns:
+          The window.
+        """
+        tokens = np.array([sum(stop - start for _, start, stop in its) for its in examples])
+        asked = self.request
+        if asked.collator is not None:
+            batch, held = collated(
                 rows,
-                batch_size=asked.batch_size,
-                accumulation=asked.accumulation,
-                buckets=self.lengths,
-                order=asked.order(tokens, epoch),
-                first=first,
+                [its[0][0] for its in examples],
+                asked.collator,
+                size=asked.batch_size,
+                micro_batches=asked.accumulation,
+                lengths=self.lengths,
+                granule=GRANULE,
             )
-            return
-        shapes = list(zip(self.slots, self.lengths, strict=True))
-        for chosen in _chosen(tokens, asked, epoch)[first:]:
-            examples = [self.bins.pieces(number) for number in chosen.tolist()]
+            return Window(batch=batch, tokens=held, rows=len(examples))
+        if self.kind == "padded":
+            batch = collate(
+                rows,
+                [its[0][0] for its in examples],
+                asked.batch_size * asked.accumulation,
+                next(length for length in self.lengths if length >= tokens.max()),
+            )
+        else:
             pieces = [
                 [[piece for n in its for piece in examples[n]] for its in bins]
-                for bins in self.cut(tokens[chosen])
+                for bins in self.cut(tokens)
             ]
-            yield Window(
-                batch=micro_batches(rows, pieces, size=self.size, shapes=shapes),
-                tokens=int(tokens[chosen].sum()),
-                rows=len(chosen),
-            )
+            shapes = list(zip(self.slots, self.lengths, strict=True))
+            batch = micro_batches(rows, pieces, size=self.size, shapes=shapes)
+        return Window(batch=batch, tokens=int(tokens.sum()), rows=len(examples))
 
     def cut(self, tokens: Int[np.ndarray, " N"]) -> Cut:
         """The bins of a window: for each length, the examples that share a row.
@@ -210,7 +242,7 @@ def make_plan(lengths: Int[np.ndarray, " rows"], request: Request) -> Plan:
     """
     if request.packing is not None:
         bins = pack(lengths, request.max_length, request.packing)
-        longest = _rounded(int(bins.tokens().max()), request.max_length)
+        longest = rounded(int(bins.tokens().max()), request.max_length)
         return Plan(
             request=request,
             kind="packed",
@@ -220,7 +252,9 @@ def make_plan(lengths: Int[np.ndarray, " rows"], request: Request) -> Plan:
         )
     bins = one_a_bin(lengths)
     padded = _padded(request, bins)
-    longest = _rounded(int(lengths.max()), request.max_length)
+    if request.collator is not None:
+        return padded
+    longest = rounded(int(lengths.max()), request.max_length)
     share = request.batch_size // request.devices
     sample = [lengths[chosen] for chosen in _sample(lengths, request)]
     if request.resplit:
@@ -261,7 +295,8 @@ def _cost(plan: Plan) -> float:
     return float(held) / (1 - padding) + micro * OVERHEAD
 
 
-def _rounded(length: int, limit: int) -> int:
+def rounded(length: int, limit: int) -> int:
+    """A length that kernels like and near ones share, not above the limit; tokens."""
     return min(max(-(-length // GRANULE) * GRANULE, GRANULE), limit)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from jaxtune.data.bad_rows import BadRowError
 from jaxtune.data.messages import Message
 
 Span = tuple[int, int]
@@ -43,8 +44,12 @@ class ChatTemplate:
                 "chat_template='chatml') returns, or another of its names."
             )
         self._tokenizer = tokenizer
-        template = tokenizer.get_chat_template()
-        self.marks_turns = _GENERATION.search(template) is not None
+        self._source = tokenizer.get_chat_template()
+        self.marks_turns = _GENERATION.search(self._source) is not None
+
+    def names(self, role: str) -> bool:
+        """Whether a role stands in the template as a text of its own."""
+        return f"'{role}'" in self._source or f'"{role}"' in self._source
 
     def render(
         self, messages: Sequence[Message], options: Mapping[str, Any], *, prompt: bool = False
@@ -115,20 +120,20 @@ def template_options(row: Mapping[str, Any], number: int) -> dict[str, Any]:
       Keyword arguments of the template.
 
     Raises:
-      ValueError: `tools` is text that is no JSON, or the arguments are no mapping.
+      BadRowError: `tools` is text that is no JSON, or the arguments are no mapping.
     """
     tools = row.get("tools")
     if isinstance(tools, str):
         try:
             tools = json.loads(tools) if tools else None
         except ValueError as error:
-            raise ValueError(
+            raise BadRowError(
                 f"the column `tools` must hold a list of tools, or its JSON; row {number} holds "
                 f"{tools!r:.60}."
             ) from error
     more = row.get("chat_template_kwargs") or {}
     if not isinstance(more, Mapping):
-        raise ValueError(
+        raise BadRowError(
             "the column `chat_template_kwargs` must hold a mapping; row "
             f"{number} holds {type(more).__name__}."
         )

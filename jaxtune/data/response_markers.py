@@ -9,8 +9,9 @@ import numpy as np
 from jaxtune.data.assistant_spans import MARK
 from jaxtune.data.batch import IGNORE
 from jaxtune.data.encode import encode
+from jaxtune.data.encoded import Encoded
 from jaxtune.data.rendering import ChatTemplate, TemplateRefusal
-from jaxtune.data.rows import TokenizedRows, cut_rows
+from jaxtune.data.rows import TokenizedRows, check_some_left, cut_rows
 
 # What may stand before and behind a marker, where its tokens depend on that.
 _BEFORE = ("", "\n", " ", "a", "a\n")
@@ -140,21 +141,38 @@ class ResponseMask:
           ValueError: A marker occurs in no row, or no answer is left.
         """
         self._check_found(rows, max_length)
+        masked = self.masked(rows, max_length)
+        check_some_left(masked, self._encoded(rows, max_length), max_length)
+        return masked
+
+    def masked(self, rows: TokenizedRows, max_length: int) -> TokenizedRows:
+        """The same of some rows of many: that none is left is no error.
+
+        Args:
+          rows: Tokenised.
+          max_length: At which they were cut, tokens.
+
+        Returns:
+          New rows.
+        """
+        cut = cut_rows(self._encoded(rows, max_length), max_length)
+        which = "the last answer, after" if self.last_only else "what follows"
+        words = f"{which} {self.markers.response!r}, up to {self.markers.instruction!r}"
+        return dataclasses.replace(
+            rows,
+            rows=cut.rows,
+            labels=cut.labels,
+            dropped=rows.dropped + cut.dropped,
+            learned=words,
+        )
+
+    def _encoded(self, rows: TokenizedRows, max_length: int) -> Encoded:
         given = rows.labels if rows.labels is not None else [None] * len(rows.rows)
         labels = [
             self.labels(ids, had, cut=len(ids) >= max_length)
             for ids, had in zip(rows.rows, given, strict=True)
         ]
-        masked = cut_rows(rows.rows, labels, max_length=max_length)
-        which = "the last answer, after" if self.last_only else "what follows"
-        words = f"{which} {self.markers.response!r}, up to {self.markers.instruction!r}"
-        return dataclasses.replace(
-            rows,
-            rows=masked.rows,
-            labels=masked.labels,
-            dropped=rows.dropped + masked.dropped,
-            learned=words,
-        )
+        return Encoded(numbers=list(range(len(labels))), rows=rows.rows, labels=labels)
 
     def _check_found(self, rows: TokenizedRows, max_length: int) -> None:
         """A wrong response marker learns nothing; a wrong instruction marker, the questions too."""

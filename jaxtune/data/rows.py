@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxtune.data.bad_rows import NAMED
 from jaxtune.data.batch import IGNORE
+from jaxtune.data.encoded import Encoded
 
 EVERY_TOKEN = "every token"
 
@@ -22,6 +24,8 @@ class TokenizedRows:
       tokens_lost: Tokens cut away.
       eos_appended: Rows that did not end with EOS and got one.
       dropped: Rows without one label to learn (no tokens, or all -100) after the cut, left out.
+      first_truncated: Numbers of the first few that were cut, in the data set.
+      skipped: What was left out because it is bad or too long, in words.
       learned: What the labels name, in words.
     """
 
@@ -31,6 +35,8 @@ class TokenizedRows:
     tokens_lost: int = 0
     eos_appended: int = 0
     dropped: int = 0
+    first_truncated: tuple[int, ...] = ()
+    skipped: tuple[str, ...] = ()
     learned: str = EVERY_TOKEN
 
     def __len__(self) -> int:
@@ -61,47 +67,57 @@ class TokenizedRows:
 
 
 def cut_rows(
-    rows: Sequence[np.ndarray],
-    labels: Sequence[np.ndarray] | None = None,
-    *,
-    max_length: int,
-    eos_appended: int = 0,
-    learned: str = EVERY_TOKEN,
+    encoded: Encoded, max_length: int, *, learned: str = EVERY_TOKEN, skipped: tuple[str, ...] = ()
 ) -> TokenizedRows:
     """Cut each row at its end, its labels alike, and leave out what teaches nothing, as TRL does.
 
     Args:
-      rows: Token ids of each row, int32.
-      labels: Aligned with the rows; None: the ids are the labels.
+      encoded: The rows.
       max_length: Longest row, tokens.
-      eos_appended: Carried into the result.
       learned: Carried into the result.
+      skipped: Likewise.
 
     Returns:
-      The rows that are left, and the counts.
-
-    Raises:
-      ValueError: No row is left.
+      The rows that are left, maybe none, and the counts.
     """
+    rows, labels = encoded.rows, encoded.labels
     kept: list[int] = []
     for number in range(len(rows)):
         counted = (rows if labels is None else labels)[number][:max_length]
         if len(counted) and (labels is None or (counted != IGNORE).any()):
             kept.append(number)
-    if not kept:
-        raise ValueError(
-            f"at least one row must have a label to learn; all {len(rows)} rows are empty or hold "
-            f"nothing but {IGNORE} in their first {max_length} tokens. {_cause(rows, labels)}"
-        )
-    over = [len(rows[number]) - max_length for number in kept if len(rows[number]) > max_length]
+    over = [number for number in kept if len(rows[number]) > max_length]
     return TokenizedRows(
         rows=[_cut(rows[number], max_length) for number in kept],
         labels=None if labels is None else [_cut(labels[number], max_length) for number in kept],
         truncated=len(over),
-        tokens_lost=sum(over),
-        eos_appended=eos_appended,
+        tokens_lost=sum(len(rows[number]) - max_length for number in over),
+        first_truncated=tuple(encoded.numbers[number] for number in over[:NAMED]),
+        eos_appended=encoded.eos_appended,
         dropped=len(rows) - len(kept),
+        skipped=skipped,
         learned=learned,
+    )
+
+
+def check_some_left(cut: TokenizedRows, encoded: Encoded, max_length: int) -> None:
+    """Raise if no row is left, and say why.
+
+    Args:
+      cut: What is left.
+      encoded: What it was cut from.
+      max_length: At which it was cut, tokens.
+
+    Raises:
+      ValueError: No row is left.
+    """
+    if cut.rows:
+        return
+    skipped = "".join(f" Skipped: {line}." for line in cut.skipped)
+    raise ValueError(
+        f"at least one row must have a label to learn; all {len(encoded.rows)} rows are empty or "
+        f"hold nothing but {IGNORE} in their first {max_length} tokens.{skipped} "
+        f"{_cause(encoded.rows, encoded.labels)}"
     )
 
 

@@ -1,11 +1,14 @@
 """Rows that are tokens already: `input_ids`, with or without `labels` and `attention_mask`."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
 
-from jaxtune.data.dataset import columns_of, row_batches
+from jaxtune.data.bad_rows import BadRowError, BadRows, good_rows
+from jaxtune.data.encoded import Encoded
+from jaxtune.data.rows import EVERY_TOKEN
 from jaxtune.errors import NotBuiltYetError
 
 _COLUMNS = ("input_ids", "labels", "attention_mask")
@@ -13,46 +16,77 @@ _COLUMNS = ("input_ids", "labels", "attention_mask")
 _NOT_BUILT = ("completion_mask", "assistant_masks", "seq_lengths")
 
 
-def token_rows(dataset: Any) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
+class TokenColumns:
     """The rows of the `input_ids` column, as they are; no BOS and no EOS is added.
 
     Where a row has an `attention_mask`, the tokens under its zeros are padding and are dropped on
     either side; a token is never taken for padding by its value.
 
-    Args:
-      dataset: One that `check_dataset` let pass, with the column.
-
-    Returns:
-      Ids and labels of each row, int32; labels are None if there is no such column.
-
-    Raises:
-      ValueError: Not lists of integers, unequal lengths, or a mask with holes.
-      NotBuiltYetError: Masks or packed rows that only TRL's own collator reads.
+    Attributes:
+      columns: Those that are read.
+      values: The format in which a table gives them: Python's lists take longer to read.
+      learned: What the labels name, in words.
     """
-    columns = columns_of(dataset)
-    labelled = "labels" in columns
-    unread = [
-        name for name in _NOT_BUILT if name in columns and not (labelled and name != "seq_lengths")
-    ]
-    if unread:
-        raise NotBuiltYetError(
-            f"rows of `input_ids` with the column `{unread[0]}` are not built yet. Give `labels` "
-            "that are -100 where nothing is learned, and one document a row."
+
+    columns: Collection[str] | None = _COLUMNS
+    values: str | None = "numpy"
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        """Look at the columns.
+
+        Args:
+          columns: Of the data set, `input_ids` among them.
+
+        Raises:
+          NotBuiltYetError: Masks or packed rows that only TRL's own collator reads.
+        """
+        self._present = list(columns)
+        self._labelled = "labels" in columns
+        self.learned = "what the column `labels` names" if self._labelled else EVERY_TOKEN
+        unread = [
+            name
+            for name in _NOT_BUILT
+            if name in columns and not (self._labelled and name != "seq_lengths")
+        ]
+        if unread:
+            raise NotBuiltYetError(
+                f"rows of `input_ids` with the column `{unread[0]}` are not built yet. Give "
+                "`labels` that are -100 where nothing is learned, and one document a row."
+            )
+
+    def encode(
+        self,
+        rows: Sequence[Any],
+        first: int,
+        bad: BadRows,
+        pool: Executor | None = None,
+    ) -> Encoded:
+        """Ids and labels of some rows.
+
+        Args:
+          rows: Of the data set.
+          first: Number of the first.
+          bad: Takes those that are no lists of integers, of unequal lengths, or masked with holes.
+          pool: Not needed.
+
+        Returns:
+          A row for each good one.
+        """
+        del pool
+        kept = good_rows(rows, first, bad, self._row)
+        return Encoded(
+            numbers=[number for number, _ in kept],
+            rows=[ids for _, (ids, *_) in kept],
+            labels=[labels for _, (_, labels) in kept] if self._labelled else None,
         )
-    rows: list[np.ndarray] = []
-    labels: list[np.ndarray] = []
-    # Lists of Python's integers take longer to read than arrays.
-    for start, batch in row_batches(dataset, _COLUMNS, values="numpy"):
-        for number, row in enumerate(batch, start):
-            if "input_ids" not in row or ("labels" in row) != labelled:
-                raise ValueError(
-                    f"every row must have the columns of the first, {columns}; row {number} has "
-                    f"{sorted(row)}."
-                )
-            ids, *its_labels = _row(row, number)
-            rows.append(ids)
-            labels.extend(its_labels)
-    return rows, labels if labelled else None
+
+    def _row(self, row: Mapping[str, Any], number: int) -> list[np.ndarray]:
+        if "input_ids" not in row or ("labels" in row) != self._labelled:
+            raise BadRowError(
+                f"every row must have the columns of the first, {self._present}; row {number} has "
+                f"{sorted(row)}."
+            )
+        return _row(row, number)
 
 
 def _row(row: Mapping[str, Any], number: int) -> list[np.ndarray]:
@@ -61,7 +95,7 @@ def _row(row: Mapping[str, Any], number: int) -> list[np.ndarray]:
     arrays = {name: _integers(row[name], name, number) for name in names}
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(
+        raise BadRowError(
             f"the columns of a row must have one length; row {number} has {lengths} tokens."
         )
     mask = arrays.pop("attention_mask", None)
@@ -69,7 +103,7 @@ def _row(row: Mapping[str, Any], number: int) -> list[np.ndarray]:
         return list(arrays.values())
     kept = np.flatnonzero(mask)
     if not np.isin(mask, (0, 1)).all() or (len(kept) and kept[-1] - kept[0] >= len(kept)):
-        raise ValueError(
+        raise BadRowError(
             "`attention_mask` must be ones, with zeros at the ends of the row only; row "
             f"{number} has {mask.tolist() if len(mask) < 20 else 'others'}. Take the masked "
             "tokens out, or mask their labels by -100."
@@ -83,10 +117,10 @@ def _integers(value: Any, name: str, number: int) -> np.ndarray:
     try:
         array = np.asarray(value)
     except ValueError as error:  # lists of unequal lengths
-        raise ValueError(f"{refusal}{value!r:.60}.") from error
+        raise BadRowError(f"{refusal}{value!r:.60}.") from error
     kinds = "iub" if name == "attention_mask" else "iu"
     if array.ndim != 1 or (array.size and array.dtype.kind not in kinds):
-        raise ValueError(f"{refusal}{value!r:.60}.")
+        raise BadRowError(f"{refusal}{value!r:.60}.")
     if array.size and not -(2**31) <= array.min() <= array.max() < 2**31:
-        raise ValueError(f"{refusal}{array.min()} to {array.max()}, beyond 32 bits.")
+        raise BadRowError(f"{refusal}{array.min()} to {array.max()}, beyond 32 bits.")
     return array.astype(np.int32)

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxtune.config import PACKING_STRATEGIES
+from jaxtune.config import BAD_ROWS, LONG_ROWS, PACKING_STRATEGIES
 from jaxtune.errors import NotBuiltYetError
 from jaxtune.training.control_options import ControlOptions, check_control
 from jaxtune.training.script_arguments import ScriptArguments
@@ -28,6 +28,9 @@ class SFTConfig(ControlOptions, ScriptArguments):
       completion_only_loss: Learn completions and not prompts; None: where rows have the columns
         `prompt` and `completion`.
       assistant_only_loss: Learn only what the assistant wrote, in rows of messages.
+      bad_rows: What becomes of rows that cannot be learned (no text, a wrong role, ids outside the
+        vocabulary): "refuse", an error that names them, or "skip".
+      long_rows: What becomes of rows longer than the limit: "cut" at their end, "refuse" or "skip".
       max_length: Longest row in tokens; None: the model's `max_seq_length`.
       max_seq_length: The older name of `max_length`.
       packing: Several documents a row of `max_length` tokens; none sees another. Rows, and with
@@ -82,6 +85,8 @@ class SFTConfig(ControlOptions, ScriptArguments):
     dataset_num_proc: int | None = None
     completion_only_loss: bool | None = None
     assistant_only_loss: bool = False
+    bad_rows: str = "refuse"
+    long_rows: str = "cut"
     max_length: int | None = None
     max_seq_length: int | None = None
     packing: bool = False
@@ -153,6 +158,9 @@ class SFTConfig(ControlOptions, ScriptArguments):
                 f"`packing_strategy` must be one of {PACKING_STRATEGIES}; got "
                 f"{self.packing_strategy!r}."
             )
+        for name, known in (("bad_rows", BAD_ROWS), ("long_rows", LONG_ROWS)):
+            value = getattr(self, name)
+            _check(name, repr(value), value in known, f"one of {known}")
         if self.fp16 and self.bf16:
             raise ValueError(
                 "`fp16` and `bf16` ask for two dtypes; got both. Pass one of them, or neither."

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxtune.data.bad_rows import row_names
 from jaxtune.data.batch import IGNORE
 from jaxtune.data.rows import TokenizedRows
 
@@ -32,10 +33,12 @@ def report_lines(
         yield f"jaxtune: end-of-text token appended to {rows.eos_appended:,} rows"
     if rows.dropped:
         yield f"jaxtune: {rows.dropped:,} rows left out, they hold nothing to learn"
+    for line in rows.skipped:
+        yield f"jaxtune: skipped {line}"
     if rows.truncated:
         yield (
             f"jaxtune: {rows.truncated:,} rows cut at {max_length} tokens, "
-            f"{rows.tokens_lost:,} tokens lost"
+            f"{rows.tokens_lost:,} tokens lost: {row_names(rows.first_truncated, rows.truncated)}"
         )
     total = sum(map(len, rows.rows))
     labels = rows.rows if rows.labels is None else rows.labels

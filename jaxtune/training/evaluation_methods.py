@@ -159,8 +159,8 @@ class EvaluationMethods:
     def _one_set(self, dataset: Any) -> TokenizedRows:
         if isinstance(dataset, TokenizedRows):
             return dataset
-        rows = self._tokenize(dataset, max_length=self.max_length)
-        check_rows(rows, self.model.config.vocab_size)
+        rows = self._tokenize(dataset)
+        check_rows(rows)
         return rows
 
     def _measure(

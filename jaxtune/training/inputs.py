@@ -10,6 +10,7 @@ from jaxtune.adapters.counting import count_parameters
 from jaxtune.api import FastLanguageModel
 from jaxtune.data.batch import IGNORE
 from jaxtune.data.rows import TokenizedRows
+from jaxtune.errors import NotBuiltYetError
 from jaxtune.language_model import LanguageModel
 from jaxtune.models.build import train_all
 from jaxtune.optim.registry import create_optimizer
@@ -24,7 +25,7 @@ Optimizers = tuple[optax.GradientTransformation | None, optax.Schedule | None]
 
 
 def check_evaluation(
-    args: SFTConfig, eval_dataset: Any, compute_metrics: Any, preprocess: Any
+    args: SFTConfig, eval_dataset: Any, compute_metrics: Any, preprocess: Any, collator: Any
 ) -> None:
     """Refuse what no evaluation of the run could serve, before anything is loaded.
 
@@ -33,8 +34,10 @@ def check_evaluation(
       eval_dataset: As the trainer got it.
       compute_metrics: Likewise.
       preprocess: Likewise, `preprocess_logits_for_metrics`.
+      collator: The user's own; None: rows are laid out here.
 
     Raises:
+      NotBuiltYetError: Rows of evaluations for a collator of one's own.
       ValueError: Evaluations without rows, or a best metric that none of them has.
       TypeError: A function that is none.
     """
@@ -44,6 +47,11 @@ def check_evaluation(
     ):
         if value is not None and not callable(value):
             raise TypeError(f"`{name}` must be a function or None; got {type(value).__name__}.")
+    if eval_dataset is not None and collator is not None:
+        raise NotBuiltYetError(
+            "an evaluation with a `data_collator` of one's own is not built yet; got "
+            f"{collator!r}. Leave eval_dataset out, or evaluate by a trainer without the collator."
+        )
     if args.eval_strategy != "no" and eval_dataset is None:
         raise ValueError(
             f"`eval_strategy`={args.eval_strategy!r} needs an `eval_dataset`; got None. Pass one, "
@@ -148,9 +156,7 @@ def checked_transformation(tx: Any) -> optax.GradientTransformation:
     return tx
 
 
-def ready_model(
-    model: LanguageModel | str | Path, peft_config: Any, max_length: int | None, seed: int
-) -> LanguageModel:
+def ready_model(model: Any, peft_config: Any, max_length: int | None, seed: int) -> LanguageModel:
     """The model itself, or one loaded by its name, with the adapter that is asked for.
 
     As in TRL, a name without a new adapter is fully fine-tuned, unless it is an adapter's own.
@@ -165,8 +171,14 @@ def ready_model(
       A model with something to train.
 
     Raises:
+      TypeError: It is none of these.
       ValueError: Every parameter is frozen.
     """
+    if not isinstance(model, LanguageModel | str | Path):
+        raise TypeError(
+            "`model` must be one of FastLanguageModel.from_pretrained, or the name of one; got "
+            f"{type(model).__module__}.{type(model).__qualname__}. Pass its hub id or folder."
+        )
     lora = None if peft_config is None else lora_arguments(peft_config)
     named = isinstance(model, (str, Path))
     if isinstance(model, (str, Path)):
@@ -195,10 +207,21 @@ def one_tokenizer(tokenizer: Any, processing_class: Any, model: LanguageModel) -
         )
     for found in (tokenizer, processing_class, model.carried.tokenizer):
         if found is not None:
+            _check_tokenizer(found)
             return found
     raise ValueError(
         "a tokenizer is needed; none was passed and the model carries none. Pass tokenizer=."
     )
+
+
+def _check_tokenizer(found: Any) -> None:
+    """Refuse a processor: what it makes of images or sound could not be learned."""
+    if hasattr(found, "tokenizer") and not hasattr(found, "convert_ids_to_tokens"):
+        raise TypeError(
+            "`processing_class` must be a tokenizer: rows of images or sound cannot be learned, "
+            f"packed or not; got the processor {type(found).__name__}. For rows of text pass "
+            "processing_class=processor.tokenizer."
+        )
 
 
 def row_limit(given: int | None, model: LanguageModel) -> int:
@@ -213,17 +236,8 @@ def row_limit(given: int | None, model: LanguageModel) -> int:
     return limit
 
 
-def check_rows(rows: TokenizedRows, vocab_size: int) -> None:
-    """Raise if the model cannot take the rows, or could learn nothing from them."""
-    ids = [row for row in rows.rows if len(row)]
-    lowest = min((int(row.min()) for row in ids), default=0)
-    largest = max((int(row.max()) for row in ids), default=0)
-    if lowest < 0 or largest >= vocab_size:
-        raise ValueError(
-            f"token ids must be below the model's vocabulary of {vocab_size}, and not negative; "
-            f"the rows hold {lowest if lowest < 0 else largest}. "
-            "Use the tokenizer that belongs to the model."
-        )
+def check_rows(rows: TokenizedRows) -> None:
+    """Raise if a model could learn nothing from the rows."""
     labels = rows.labels if rows.labels is not None else rows.rows
     # The first token of a row is predicted by nothing.
     if not any((row[1:] != IGNORE).any() for row in labels):

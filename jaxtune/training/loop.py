@@ -9,9 +9,10 @@ import optax
 from flax import nnx
 
 from jaxtune.adapters.counting import count_parameters
-from jaxtune.data.collate import Window
+from jaxtune.data.batch import Batch, MicroBatches
+from jaxtune.data.collate import Place, Window
 from jaxtune.data.plan import Plan
-from jaxtune.data.rows import TokenizedRows
+from jaxtune.data.stream_plan import StreamPlan
 from jaxtune.errors import NonFiniteLossError
 from jaxtune.language_model import LanguageModel
 from jaxtune.models.placement import split_rows
@@ -21,12 +22,14 @@ from jaxtune.training.checkpoint import folder_of
 from jaxtune.training.config import SFTConfig
 from jaxtune.training.flow import ask_for_what_is_due
 from jaxtune.training.interrupt import deferred_interrupt
+from jaxtune.training.largest_step import describe, largest_window, peak_of
 from jaxtune.training.log import Log
 from jaxtune.training.non_finite import first_non_finite
 from jaxtune.training.offload_check import check_offload
 from jaxtune.training.resume import Start
 from jaxtune.training.saver import Saver
 from jaxtune.training.step import make_train_step, split
+from jaxtune.training.train_rows import TrainRows
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -42,29 +45,25 @@ class Loop:
       start: Where the run begins.
       handler: Its callbacks, state and control.
       log: Gets the metrics of each step.
-      saver: Writes checkpoints; holds the optimizer's state.
+      saver: Writes checkpoints; holds the optimizer's state, and the place in the data of the next
+        step: where all windows of an epoch are done, its end is still to come.
       evaluate: Evaluates the model, and tells the callbacks.
-      epoch: Pass over the data that the next step belongs to, from 0.
-      window: Windows of it that are done; all of them: its end is still to come.
     """
 
     model: LanguageModel
     args: SFTConfig
     tx: optax.GradientTransformation
-    plan: Plan
-    rows: TokenizedRows
+    plan: Plan | StreamPlan
+    rows: TrainRows
     start: Start
     handler: CallbackHandler
     log: Log
     saver: Saver
     evaluate: Callable[[], dict[str, float]]
-    epoch: int = 0
-    window: int = 0
 
     def run(self) -> None:
         """Make the steps that are left."""
         handler = self.handler
-        self.epoch, self.window = self.start.epoch, self.start.window
         handler.tell("on_train_begin")
         if self.args.eval_on_start and not handler.state.global_step:
             self.evaluate()
@@ -73,8 +72,8 @@ class Loop:
             handler.control.should_save = self.start.unsaved
             self._act()
         take_step = self._stepper()
-        while self.epoch < handler.state.num_train_epochs:
-            if self._done() and not self.window:
+        while self.saver.place.epoch < handler.state.num_train_epochs:
+            if self._done() and not self.saver.place.window:
                 return
             self._run_epoch(take_step)
             if self._done():
@@ -111,8 +110,9 @@ class Loop:
         handler, control = self.handler, self.handler.control
         control.should_epoch_stop = False
         handler.tell("on_epoch_begin")
-        windows = self.plan.windows(self.rows, self.epoch, self.window) if not self._done() else ()
-        for window in windows:
+        # The plan was made for these rows: of a stream, if they are one.
+        windows = self.plan.windows(self.rows, self.saver.place)  # pyrefly: ignore[bad-argument-type]
+        for window in windows if not self._done() else ():
             if handler.listens_to("on_step_begin"):
                 self.log.read()
             for name in ("should_log", "should_evaluate", "should_save"):
@@ -145,12 +145,22 @@ class Loop:
         untried = model.model.remat == "offload" and jax.default_backend() != "cpu"
         flops_a_token = 6 * count_parameters(model)[1]
 
+        def batch_of(window: Window) -> Batch | MicroBatches:
+            batch = split_rows(window.batch, model.carried.mesh)
+            if key is None:
+                return batch
+            step_key = jax.random.fold_in(key, state.global_step)
+            return dataclasses.replace(batch, dropout_key=step_key)
+
+        largest = largest_window(self.plan, self.rows)
+        # A CPU's memory is the host's, which swaps.
+        if largest is not None and jax.default_backend() != "cpu":
+            arguments = (trainable, saver.opt_state, frozen, batch_of(largest), halted)
+            self.log.write(f"jaxtune: {describe(peak_of(step, *arguments), largest)}")
+
         def take_step(window: Window) -> None:
             nonlocal trainable, untried, halted
-            batch = split_rows(window.batch, model.carried.mesh)
-            if key is not None:
-                step_key = jax.random.fold_in(key, state.global_step)
-                batch = dataclasses.replace(batch, dropout_key=step_key)
+            batch = batch_of(window)
             if untried:
                 check_offload(model, batch, self.plan.request.batch_size)
                 untried = False
@@ -160,6 +170,7 @@ class Loop:
                 )
                 halted = metrics["halted"]
                 nnx.update(model, trainable)
+                saver.place = window.after
                 self._count(window.tokens)
                 state.total_flos += flops_a_token * window.tokens
                 self.log.take(metrics, window.tokens, batch)
@@ -168,11 +179,12 @@ class Loop:
 
     def _count(self, tokens: int) -> None:
         """Note a step of so many tokens."""
-        state = self.handler.state
-        self.window += 1
-        done = self.window * self.args.gradient_accumulation_steps
+        state, place = self.handler.state, self.saver.place
+        accumulation = self.args.gradient_accumulation_steps
+        # Of a stream's, as in transformers, each step is its share of the run's.
+        whole = self.plan.micro_batches_per_epoch or state.max_steps * accumulation
         state.global_step += 1
-        state.epoch = self.epoch + min(done / self.plan.micro_batches_per_epoch, 1.0)
+        state.epoch = place.epoch + min(place.window * accumulation / whole, 1.0)
         state.num_input_tokens_seen += tokens
 
     def _done(self) -> bool:
@@ -185,9 +197,9 @@ class Loop:
         ask_for_what_is_due(event, self.args, handler.state, handler.control)
         handler.tell(event)
         if event == "on_epoch_end":
-            self.epoch, self.window = self.epoch + 1, 0
+            self.saver.place = Place(epoch=self.saver.place.epoch + 1)
         elif handler.control.should_epoch_stop:
-            self.window = self.plan.windows_per_epoch
+            self.saver.place = self.plan.end(self.saver.place)
         self._act()
 
     def _act(self) -> None:
@@ -216,7 +228,5 @@ class Loop:
             folder_of(self.args),
             self.handler.state,
             self.log.losses(),
-            epoch=self.epoch,
-            window=self.window,
             weights_alone=weights_alone,
         )

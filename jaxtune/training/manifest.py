@@ -10,9 +10,10 @@ import ml_dtypes
 import numpy as np
 
 from convert import CheckpointError, read_json_object, write_json
+from jaxtune.data.collate import Place
 
 MANIFEST_FILE = "resume.json"
-FORMAT = 1
+FORMAT = 2
 PIECE = 1 << 20  # bytes read at once
 
 
@@ -48,8 +49,7 @@ class Manifest:
     Attributes:
       identity: Of the run that wrote it.
       optim: Name of its optimizer in the options.
-      epoch: Pass over the data that the next step belongs to, from 0.
-      window: Its number in that pass, from 0.
+      place: Where in the data the next step begins.
       loss_total: Sum of all steps' losses.
       unlogged: Losses of the steps since the last log record.
       arrays: Shape and dtype of each array in the tree, by name.
@@ -57,8 +57,7 @@ class Manifest:
 
     identity: Identity
     optim: str
-    epoch: int
-    window: int
+    place: Place
     loss_total: float
     unlogged: list[float]
     arrays: dict[str, tuple[tuple[int, ...], str]]
@@ -111,6 +110,8 @@ def read_manifest(folder: Path) -> Manifest:
         files: Any = values.pop("files")
         identity: Any = values["identity"]
         values["identity"] = Identity(**identity)
+        place: Any = values["place"]
+        values["place"] = Place(**place)
         arrays: Any = values["arrays"]
         values["arrays"] = {
             name: (tuple(int(n) for n in shape), _dtype(dtype).name)

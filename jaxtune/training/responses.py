@@ -1,5 +1,6 @@
 """`train_on_responses_only`: Unsloth's name for learning answers in rows of rendered text."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,7 +8,9 @@ import numpy as np
 
 from jaxtune.data.response_markers import Markers, ResponseMask, probed_markers
 from jaxtune.data.rows import TokenizedRows
+from jaxtune.data.stream import RowStream
 from jaxtune.training.inputs import check_rows
+from jaxtune.training.train_rows import known_rows
 
 LabelFunction = Callable[[Mapping[str, Any]], dict[str, list[list[int]]]]
 
@@ -52,7 +55,7 @@ def train_on_responses_only(
     if num_proc is not None and num_proc < 1:
         raise ValueError(f"`num_proc` must be at least 1 or None; got {num_proc}.")
     rows = getattr(trainer, "train_dataset", None)
-    if not return_function and not isinstance(rows, TokenizedRows):
+    if not return_function and not isinstance(rows, TokenizedRows | RowStream):
         raise TypeError(
             f"`trainer` must be a jaxtune.SFTTrainer; got {type(trainer).__name__}. Make it first, "
             "with train_dataset=, and pass it."
@@ -68,16 +71,20 @@ def train_on_responses_only(
         exact=force_match,
         last_only=last_response_only,
     )
-    if not isinstance(rows, TokenizedRows) or return_function:
+    if return_function or not isinstance(rows, TokenizedRows | RowStream):
         return _label_function(mask)
-    vocab_size, longest = trainer.model.config.vocab_size, trainer.max_length
-    trainer.train_dataset = mask.apply(rows, longest)
-    check_rows(trainer.train_dataset, vocab_size)
+    limit = trainer.max_length
+    masked = mask.apply(known_rows(rows), limit)
+    check_rows(masked)
+    if isinstance(rows, RowStream):
+        rows.change(functools.partial(mask.masked, max_length=limit))
+    else:
+        trainer.train_dataset = masked
     held = trainer.eval_dataset
     if isinstance(held, dict):
-        trainer.eval_dataset = {name: mask.apply(its, longest) for name, its in held.items()}
+        trainer.eval_dataset = {name: mask.apply(its, limit) for name, its in held.items()}
     elif held is not None:
-        trainer.eval_dataset = mask.apply(held, longest)
+        trainer.eval_dataset = mask.apply(held, limit)
     return trainer
 
 

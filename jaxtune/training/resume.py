@@ -14,6 +14,7 @@ from flax import nnx
 
 from convert import CheckpointError, read_json_object
 from jaxtune.adapters.peft_form import leaf_from_peft
+from jaxtune.data.collate import Place
 from jaxtune.errors import IncompatibleCheckpointError
 from jaxtune.language_model import LanguageModel
 from jaxtune.models.loading import load_model
@@ -36,8 +37,7 @@ class Start:
       opt_state: The optimizer's state.
       dropout_key: Of the whole run; None: no dropout.
       state: Steps, tokens and records so far.
-      epoch: Pass over the data, from 0.
-      window: Windows of it that are done.
+      place: Where in the data.
       losses: Of the steps so far.
       unfinished: The checkpoint's step was not evaluated yet, and was to be.
       unsaved: Nor was it saved after that.
@@ -46,8 +46,7 @@ class Start:
     opt_state: Any
     dropout_key: jax.Array | None
     state: TrainerState = dataclasses.field(default_factory=TrainerState)
-    epoch: int = 0
-    window: int = 0
+    place: Place = dataclasses.field(default_factory=Place)
     losses: Losses = dataclasses.field(default_factory=Losses)
     unfinished: bool = False
     unsaved: bool = False
@@ -178,8 +177,7 @@ def resume(
         opt_state=with_values(tx.init(trainable), _below(tree, OPTIMIZER)),
         dropout_key=None if key is None else _key(tree[DROPOUT_KEY]),
         state=state,
-        epoch=manifest.epoch,
-        window=manifest.window,
+        place=manifest.place,
         losses=Losses(total=manifest.loss_total, unlogged=tuple(manifest.unlogged)),
         unfinished=control.get("should_evaluate", False),
         unsaved=control.get("should_save", False),

@@ -26,6 +26,7 @@ class Saver:
     Attributes:
       args: The options of the run.
       opt_state: The optimizer's state after the last step; set by the loop.
+      place: Where in the data the run goes on after it; likewise.
       saved: The step of the last checkpoint, or of the one that the run began from.
     """
 
@@ -48,6 +49,7 @@ class Saver:
           identity: Of the run; called only if need be, since it reads all rows.
         """
         self.opt_state = start.opt_state
+        self.place = start.place
         self.saved = start.state.global_step
         self.args = args
         self._model, self._tokenizer = model, tokenizer
@@ -61,8 +63,6 @@ class Saver:
         state: TrainerState,
         losses: Losses,
         *,
-        epoch: int,
-        window: int,
         weights_alone: bool = False,
     ) -> None:
         """Copy the run, and start to write `output_dir/checkpoint-{step}`.
@@ -73,8 +73,6 @@ class Saver:
           output_dir: Created if need be.
           state: Where the run stands; its last step is in `losses`.
           losses: From the log.
-          epoch: Pass over the data that a resumed run goes on in, from 0.
-          window: Windows of it that are done.
           weights_alone: Leave out what only resuming needs, as `save_only_model` does.
 
         Raises:
@@ -87,8 +85,7 @@ class Saver:
             manifest = Manifest(
                 identity=self._identity(),
                 optim=self.args.optim,
-                epoch=epoch,
-                window=window,
+                place=self.place,
                 loss_total=losses.total,
                 unlogged=list(losses.unlogged),
                 arrays={},

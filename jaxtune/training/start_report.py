@@ -9,6 +9,7 @@ from flax import nnx
 
 from jaxtune.adapters.counting import count_parameters
 from jaxtune.data.plan import Plan, describe
+from jaxtune.data.stream_plan import StreamPlan
 from jaxtune.language_model import LanguageModel
 from jaxtune.layers.variables import Frozen
 from jaxtune.training.config import SFTConfig
@@ -43,7 +44,7 @@ def state_of(begun: TrainerState, args: SFTConfig, steps: int, epochs: int) -> T
 def start_lines(
     model: LanguageModel,
     args: SFTConfig,
-    plan: Plan,
+    plan: Plan | StreamPlan,
     state: TrainerState,
     resumed: Path | None,
 ) -> Iterator[str]:
@@ -79,21 +80,24 @@ def start_lines(
     wishes = args.idle_wishes()
     if wishes is not None:
         yield f"jaxtune: {wishes}"
-    layout = describe(plan)
+    layout = describe(plan.head if isinstance(plan, StreamPlan) else plan)
     if layout is not None:
         yield f"jaxtune: {layout}"
 
 
-def _banner(model: LanguageModel, plan: Plan, state: TrainerState) -> Iterator[str]:
+def _banner(model: LanguageModel, plan: Plan | StreamPlan, state: TrainerState) -> Iterator[str]:
     """The run at a glance."""
     trainable, total = count_parameters(model)
     asked, device = plan.request, jax.devices()[0].device_kind
     several = f"{asked.devices} x " if asked.devices > 1 else ""
     epochs = state.num_train_epochs
+    rows = "a stream"
+    if plan.examples is not None:
+        rows = f"{plan.examples:,}, {epochs} epoch{'s' if epochs > 1 else ''}"
     yield f"jaxtune: training on {several}{device}, {_kernels(model)}"
     yield f"  model    {total:,} parameters in {_dtypes(model)}; backward pass: {model.model.remat}"
     yield f"  trained  {trainable:,} parameters ({100 * trainable / total:.2f} %)"
-    yield f"  rows     {len(plan.bins):,}, {epochs} epoch{'s' if epochs > 1 else ''}"
+    yield f"  rows     {rows}"
     yield (
         f"  steps    {state.max_steps:,}, each of {asked.window:,} rows "
         f"({asked.batch_size} x {asked.accumulation})"

@@ -1,6 +1,7 @@
 """`SFTTrainer`: supervised fine-tuning under TRL's names; it sequences pure functions."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 import os
@@ -11,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 import optax
 from tqdm.auto import tqdm
 
 from jaxtune import runtime
-from jaxtune.data.plan import Plan, Request, make_plan
+from jaxtune.data.plan import Plan, Request
+from jaxtune.data.stream_plan import StreamPlan
 from jaxtune.data.tokenize import tokenize_dataset
 from jaxtune.errors import NonFiniteLossError
 from jaxtune.language_model import LanguageModel
@@ -27,7 +28,7 @@ from jaxtune.optim.schedules import create_schedule
 from jaxtune.training.best_model import settle_best
 from jaxtune.training.callbacks import CallbackHandler
 from jaxtune.training.checkpoint import PREFIX, folder_of
-from jaxtune.training.collators import check_collator
+from jaxtune.training.collators import host_collator, packs_rows
 from jaxtune.training.config import SFTConfig
 from jaxtune.training.control_options import with_derived
 from jaxtune.training.data_report import report_lines
@@ -36,7 +37,6 @@ from jaxtune.training.evaluation_methods import EvaluationMethods
 from jaxtune.training.inputs import (
     Optimizers,
     check_evaluation,
-    check_rows,
     checked_args,
     checked_optimizers,
     checked_transformation,
@@ -55,6 +55,13 @@ from jaxtune.training.run_numbers import run_numbers
 from jaxtune.training.saver import Saver
 from jaxtune.training.start_report import start_lines, state_of
 from jaxtune.training.state import TrainerControl, TrainerState, TrainOutput
+from jaxtune.training.train_rows import (
+    known_rows,
+    plan_of,
+    read_train_rows,
+    row_options,
+    skipped_later,
+)
 from jaxtune.training.whole_folder import clear_leftovers
 
 
@@ -104,10 +111,11 @@ class SFTTrainer(EvaluationMethods):
           model: With something to train; or a hub id or folder, loaded in 16 bits and, without
             `peft_config`, fully fine-tuned.
           args: The options; None: the defaults.
-          data_collator: `DataCollatorForSeq2Seq`, which pads as this trainer does; no other yet.
-          train_dataset: A `datasets.Dataset` or a list of mappings: of texts, messages, prompts
-            and completions, or token ids.
-          eval_dataset: Like `train_dataset`, or several of them by name.
+          data_collator: transformers' collators for text, which pad as this trainer does; or a
+            function of a list of rows, called on the host, whose rows are not packed.
+          train_dataset: A `datasets.Dataset`, an `IterableDataset`, a list of mappings or the path
+            of a file: of texts, messages, prompts and completions, or token ids.
+          eval_dataset: Like `train_dataset`, but no stream, or several of them by name.
           processing_class: TRL's newer name of `tokenizer`.
           compute_metrics: Function of an `EvalPrediction` that gives a dict of numbers.
           preprocess_logits_for_metrics: What its predictions are made of; see `evaluate`.
@@ -131,9 +139,15 @@ class SFTTrainer(EvaluationMethods):
           TypeError: `args`, `optimizers` or `peft_config` is of a wrong type.
           NotBuiltYetError: A collator of one's own.
         """
-        check_collator(data_collator)
+        self._collator = host_collator(data_collator)
         self.args = with_derived(checked_args(args))
-        check_evaluation(self.args, eval_dataset, compute_metrics, preprocess_logits_for_metrics)
+        check_evaluation(
+            self.args,
+            eval_dataset,
+            compute_metrics,
+            preprocess_logits_for_metrics,
+            self._collator,
+        )
         self.compute_metrics = compute_metrics
         self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
         self._given_optimizers = checked_optimizers(optimizers, self.args)
@@ -149,22 +163,25 @@ class SFTTrainer(EvaluationMethods):
         check_embedding_rate(self.args, self.optimizer, self.model)
         self.tokenizer = one_tokenizer(tokenizer, processing_class, self.model)
         self.max_length = row_limit(limit, self.model)
-        self._packing = self.args.packing_strategy if _first(packing, self.args.packing) else None
-        self._tokenize = functools.partial(
-            tokenize_dataset,
-            tokenizer=self.tokenizer,
-            text_field=_first(dataset_text_field, self.args.dataset_text_field),
+        packs = packs_rows(_first(packing, self.args.packing), self._collator)
+        self._packing = self.args.packing_strategy if packs else None
+        options = row_options(
+            self.args,
+            dataset_text_field,
             formatting_func=formatting_func,
-            threads=_first(dataset_num_proc, self.args.dataset_num_proc),
-            completion_only_loss=self.args.completion_only_loss,
-            assistant_only_loss=self.args.assistant_only_loss,
+            max_length=self.max_length,
+            threads=dataset_num_proc,
+            vocab_size=self.model.config.vocab_size,
+        )
+        self._tokenize = functools.partial(
+            tokenize_dataset, tokenizer=self.tokenizer, options=options
         )
         # These two strategies split what is too long, and lose nothing.
-        splits = self._packing not in (None, "bfd")
-        self.train_dataset = self._tokenize(
-            train_dataset, max_length=sys.maxsize if splits else self.max_length
+        if self._packing not in (None, "bfd"):
+            options = dataclasses.replace(options, max_length=sys.maxsize)
+        self.train_dataset = read_train_rows(
+            train_dataset, self.tokenizer, options, self.args.max_steps
         )
-        check_rows(self.train_dataset, self.model.config.vocab_size)
         self.eval_dataset = self.eval_rows(eval_dataset)
         self.callback_handler = handler
         handler.more |= {"model": self.model, "processing_class": self.tokenizer}
@@ -250,6 +267,8 @@ class SFTTrainer(EvaluationMethods):
             try:
                 loop.run()
                 log.read()
+                for line in skipped_later(self.train_dataset):
+                    log.write(f"jaxtune: skipped {line}")
             except (KeyboardInterrupt, SystemExit):
                 loop.save_at_exit()
                 raise
@@ -372,7 +391,7 @@ class SFTTrainer(EvaluationMethods):
             return dynamic_loss_scale(self.optimizer)
         return self.optimizer
 
-    def _plan(self) -> Plan:
+    def _plan(self) -> Plan | StreamPlan:
         """How the rows are laid out; the same for the same rows and options."""
         args = self.args
         request = Request(
@@ -386,8 +405,9 @@ class SFTTrainer(EvaluationMethods):
             resplit=args.resplit,
             sampling=args.sampling,
             drop_last=args.dataloader_drop_last,
+            collator=self._collator,
         )
-        return make_plan(np.array([len(row) for row in self.train_dataset.rows]), request)
+        return plan_of(self.train_dataset, request)
 
     def _start(
         self,
@@ -412,23 +432,24 @@ class SFTTrainer(EvaluationMethods):
         )
 
     def _identity(self) -> Identity:
-        """What decides which rows a step sees; reads all of them."""
+        """What decides which rows a step sees; reads all of them, of a stream the first."""
+        rows = known_rows(self.train_dataset)
         return Identity(
             seed=self.args.seed,
             batch_size=self.batch_size,
             gradient_accumulation_steps=self.args.gradient_accumulation_steps,
-            rows=len(self.train_dataset.rows),
-            data=self.train_dataset.digest(),
+            rows=len(rows.rows),
+            data=rows.digest(),
             packing=None if self._packing is None else f"{self._packing} to {self.max_length}",
             sampling=self.args.sampling,
             drop_last=self.args.dataloader_drop_last,
         )
 
-    def _report_start(self, log: Log, plan: Plan, resumed: Path | None) -> None:
+    def _report_start(self, log: Log, plan: Plan | StreamPlan, resumed: Path | None) -> None:
         """Say what is about to be trained, and what was done to the rows."""
         for line in start_lines(self.model, self.args, plan, self.state, resumed):
             log.write(line)
-        rows, tokenizer = self.train_dataset, self.tokenizer
+        rows, tokenizer = known_rows(self.train_dataset), self.tokenizer
         for line in report_lines(rows, tokenizer, self.max_length, colour=log.colour):
             log.write(line)
 

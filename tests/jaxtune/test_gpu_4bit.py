@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from transformers import AutoConfig
@@ -16,6 +17,7 @@ from jaxtune.models.build import build
 from jaxtune.models.llama import LlamaForCausalLM
 from jaxtune.training.step import loss, split
 from pallas_kernels import dequantize_nf4, quantize_nf4
+from pallas_kernels.nf4 import Beside, dequantize_group
 from pallas_kernels.nf4.reference import dequantize_nf4_ref
 from tests.families import SMALL
 from tests.tolerances import relative_error, tolerance
@@ -42,10 +44,15 @@ def test_kernels_give_the_bits_of_plain_jax(
     expected = np.asarray(dequantize_nf4_ref(ours, 0, dtype))
     dense = dequantize_nf4(ours, 0, dtype, backend="triton")
     np.testing.assert_array_equal(np.asarray(dense), expected)
-    beside = normal((matrix[0], 48), dtype, seed=1)
-    wide = dequantize_nf4(ours, 0, dtype, beside=beside, backend="triton")
-    np.testing.assert_array_equal(np.asarray(wide[:, : matrix[1]]), expected)
-    np.testing.assert_array_equal(np.asarray(wide[:, matrix[1] :]), np.asarray(beside))
+    rows, columns = matrix
+    stack = normal((2, 2 * rows, 16), dtype, seed=1)
+    beside = Beside(stack, jnp.int32(1), 0, (0, 16), 32)
+    wide = dequantize_group([ours, ours], 0, dtype, beside=beside, below=1, backend="triton")
+    np.testing.assert_array_equal(wide[:rows, :columns], expected)
+    np.testing.assert_array_equal(wide[rows:-1, :columns], expected)
+    own = np.zeros((2 * rows, 32), stack.dtype)
+    own[:rows, :16], own[rows:, 16:] = stack[1, :rows], stack[1, rows:]
+    np.testing.assert_array_equal(wide[:-1, columns:], own)
 
 
 def adapted() -> LanguageModel:

@@ -11,6 +11,7 @@ import pytest
 import trl
 
 from jaxtune.data.batch import IGNORE
+from jaxtune.data.row_options import RowOptions
 from jaxtune.data.tokenize import tokenize_dataset
 from tests.jaxtune.data.chats import ANSWERS, conversations, real_tokenizer, trl_prepared
 from tests.jaxtune.data.test_tokenize import ids, state_of, trl_oracle
@@ -41,7 +42,7 @@ CHAT = [
 
 
 def tokenized(rows, tokenizer=WORDS, max_length=4096, **options):
-    return tokenize_dataset(rows, tokenizer, text_field="text", max_length=max_length, **options)
+    return tokenize_dataset(rows, tokenizer, RowOptions(max_length=max_length, **options))
 
 
 def labels_of(result):
@@ -221,7 +222,7 @@ def test_prompts_of_both_kinds_may_be_mixed_and_keep_their_order():
 
 
 def test_a_prompt_whose_tokens_change_is_reported():
-    with pytest.warns(UserWarning, match="in 1 of 1 rows the tokens of the prompt alone"):
+    with pytest.warns(UserWarning, match="in 1 rows the tokens of the prompt alone"):
         result = tokenized([{"prompt": "a b", "completion": "x"}])
     assert labels_of(result) == [[IGNORE, IGNORE, 2, 1]]
 

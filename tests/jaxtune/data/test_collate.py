@@ -12,12 +12,12 @@ from jaxtune.data.batch import IGNORE
 from jaxtune.data.collate import (
     GRANULE,
     MAX_BUCKETS,
+    Place,
     bucket_lengths,
     collate,
-    windows,
     windows_per_epoch,
 )
-from jaxtune.data.order import epoch_order
+from jaxtune.data.plan import Request, make_plan
 from jaxtune.data.rows import TokenizedRows
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=30)
@@ -30,15 +30,14 @@ def marked(lengths):
 
 def epoch(rows, batch_size, accumulation, *, seed=3407, number=0):
     lengths = np.array([len(row) for row in rows.rows])
-    return list(
-        windows(
-            rows,
-            batch_size=batch_size,
-            accumulation=accumulation,
-            buckets=bucket_lengths(lengths, 1000),
-            order=epoch_order(len(lengths), seed, number),
-        )
+    request = Request(
+        batch_size=batch_size,
+        accumulation=accumulation,
+        max_length=1000,
+        seed=seed,
+        resplit=False,
     )
+    return list(make_plan(lengths, request).windows(rows, Place(epoch=number)))
 
 
 def rows_of(window):

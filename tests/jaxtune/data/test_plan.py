@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from jaxtune.data.collate import Place
 from jaxtune.data.plan import Request, describe, make_plan
+from jaxtune.data.row_options import RowOptions
 from jaxtune.data.rows import TokenizedRows
 from jaxtune.data.tokenize import tokenize_dataset
 
@@ -62,10 +64,10 @@ def tokens_in(window):
 def test_a_window_has_the_rows_of_the_padded_one(kind, devices, epoch):
     lengths = ragged()
     rows = marked(lengths)
-    padded = plan_of(lengths, **LAYOUTS["padded"]).windows(rows, epoch)
+    padded = plan_of(lengths, **LAYOUTS["padded"]).windows(rows, Place(epoch=epoch))
     plan = plan_of(lengths, devices=devices, **LAYOUTS[kind])
     assert plan.kind == kind
-    for mine, theirs in zip(plan.windows(rows, epoch), padded, strict=True):
+    for mine, theirs in zip(plan.windows(rows, Place(epoch=epoch)), padded, strict=True):
         assert tokens_in(mine) == tokens_in(theirs)
         assert (mine.tokens, mine.rows) == (theirs.tokens, theirs.rows)
         assert all(array.shape[1] == devices for array in arrays_of(mine))
@@ -77,7 +79,7 @@ def test_every_window_has_one_shape(kind):
     shapes = {
         tuple(stack.labels.shape for stack in window.batch.stacks)
         for epoch in (0, 1)
-        for window in plan_of(lengths, **LAYOUTS[kind]).windows(marked(lengths), epoch)
+        for window in plan_of(lengths, **LAYOUTS[kind]).windows(marked(lengths), Place(epoch=epoch))
     }
     assert len(shapes) == 1
     assert len(next(iter(shapes))) <= 2
@@ -86,7 +88,7 @@ def test_every_window_has_one_shape(kind):
 def test_packed_rows_are_the_examples_of_an_epoch():
     lengths = ragged()
     plan = plan_of(lengths, packing="bfd", max_length=512)
-    found = list(plan.windows(marked(lengths), 0))
+    found = list(plan.windows(marked(lengths), Place()))
     assert sum(window.rows for window in found) == len(plan.bins) < len(lengths) / 2
     counts = [tokens_in(window) for window in found]
     assert {row: n for count in counts for row, n in count.items()} == {
@@ -101,8 +103,8 @@ def test_flat_micro_batches_keep_their_rows():
     """Each of the window's micro-batches in the order of the padded run, rows in one row."""
     lengths = ragged(16)
     rows = marked(lengths)
-    flat = next(plan_of(lengths, **LAYOUTS["flat"]).windows(rows, 0))
-    padded = next(plan_of(lengths, **LAYOUTS["padded"]).windows(rows, 0)).batch.labels
+    flat = next(plan_of(lengths, **LAYOUTS["flat"]).windows(rows, Place()))
+    padded = next(plan_of(lengths, **LAYOUTS["padded"]).windows(rows, Place())).batch.labels
     groups = [sorted(set(padded[start : start + 4].ravel()) - {-100}) for start in (0, 4)]
     found = [
         sorted(set(micro.ravel()) - {-100})
@@ -132,7 +134,7 @@ def alpaca(assets):
     lines = (assets / "data/alpaca/alpaca_en_1000.jsonl").read_text().splitlines()[:200]
     rows = [{"text": PROMPT.format(**json.loads(line))} for line in lines]
     tokenizer = AutoTokenizer.from_pretrained(assets / "tokenizers/llama3.2")
-    return tokenize_dataset(rows, tokenizer, text_field="text", max_length=2048)
+    return tokenize_dataset(rows, tokenizer, RowOptions(max_length=2048))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,7 @@ def test_alpaca_takes_two_shapes_and_a_tenth_of_padding_at_most(alpaca, options,
     plan = plan_of(lengths, 2, 4, 2048, **{"seed": 3407, **options})
     run, micro, shapes = 0, 0, set()
     for epoch in (0, 1, 2):
-        for window in plan.windows(alpaca, epoch):
+        for window in plan.windows(alpaca, Place(epoch=epoch)):
             arrays = arrays_of(window)
             run += sum(array.size for array in arrays)
             micro += sum(len(array) for array in arrays)

@@ -45,7 +45,6 @@ def check_rows(tokenizer):
     result = ours(texts, tokenizer, 12)
     assert ids(result) == trl_rows(texts, tokenizer, 12)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    assert result.rows[1].tolist() == [bos, eos]
     assert result.rows[-1].tolist().count(eos) == 1
     spelled = f"{tokenizer.bos_token}one two"
     result = ours(["one two", spelled, tokenizer.bos_token], tokenizer)

@@ -5,6 +5,7 @@ import pytest
 
 from jaxtune.data.batch import IGNORE
 from jaxtune.data.response_markers import Markers, ResponseMask, probed_markers
+from jaxtune.data.row_options import RowOptions
 from jaxtune.data.tokenize import tokenize_dataset
 from tests.jaxtune.data.chats import conversations, real_tokenizer
 from tests.jaxtune.data.words import make_tokenizer
@@ -26,7 +27,7 @@ MARKERS = Markers(instruction="user :", response="assistant :")
 
 def rows_of(texts, tokenizer=WORDS, max_length=4096):
     rows = [{"text": text} for text in texts]
-    return tokenize_dataset(rows, tokenizer, text_field="text", max_length=max_length)
+    return tokenize_dataset(rows, tokenizer, RowOptions(max_length=max_length))
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -35,8 +36,8 @@ def test_the_markers_of_notebooks_give_the_masks_of_messages(assets, name):
     chats = conversations(assets)[:60]
     rows = [{"messages": chat} for chat in chats]
     options = {"text_field": "text", "max_length": 400}
-    expected = tokenize_dataset(rows, tokenizer, **options, assistant_only_loss=True)
-    texts = tokenize_dataset(rows, tokenizer, **options)
+    expected = tokenize_dataset(rows, tokenizer, RowOptions(**options, assistant_only_loss=True))
+    texts = tokenize_dataset(rows, tokenizer, RowOptions(**options))
     given = Markers(instruction=NOTEBOOKS[name][0], response=NOTEBOOKS[name][1])
     assert probed_markers(tokenizer) == given
     result = ResponseMask(tokenizer, given).apply(texts, 400)

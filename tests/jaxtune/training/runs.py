@@ -27,6 +27,7 @@ SHARED: dict[str, Any] = {
 ARGUMENTS = (
     "callbacks",
     "compute_metrics",
+    "data_collator",
     "eval_dataset",
     "formatting_func",
     "optimizers",

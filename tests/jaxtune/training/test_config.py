@@ -35,10 +35,13 @@ OVERRIDDEN = {
     "save_strategy": None,  # "steps", where there is a folder to save to
     "per_device_eval_batch_size": 4,
     "resplit": True,
+    "bad_rows": "refuse",
+    "long_rows": "cut",
 }
-OURS = {"resplit"}  # on by default: it changes no number
+# Re-splitting changes no number; rows that cannot be learned are named, long ones cut as in TRL.
+OURS = {"resplit", "bad_rows", "long_rows"}
 # Older names; None or False.
-NOT_TRLS = {"max_seq_length", "warmup_ratio", "disable_tqdm", "group_by_length"}
+NOT_TRLS = {"max_seq_length", "warmup_ratio", "disable_tqdm", "group_by_length", "logging_dir"}
 
 
 @pytest.mark.parametrize(("name", "value"), OVERRIDDEN.items())
@@ -67,8 +70,8 @@ def test_older_names_are_off_by_default(name):
 @pytest.mark.parity
 def test_every_name_is_trls_or_its_history():
     theirs = {field.name for field in dataclasses.fields(trl.SFTConfig)}
-    older = {"max_seq_length", "warmup_ratio", "group_by_length"}
-    assert set(FIELDS) - theirs == {*older, "resplit"}
+    older = {"max_seq_length", "warmup_ratio", "group_by_length", "logging_dir"}
+    assert set(FIELDS) - theirs == {*older, *OURS}
 
 
 @functools.cache

@@ -214,7 +214,7 @@ def test_requests_that_cannot_be_served_are_refused(model: LanguageModel) -> Non
         with pytest.raises(ValueError, match=message):
             trainer(model, None, **options)
     with pytest.raises(TypeError, match="`compute_metrics` must be a function or None; got str"):
-        check_evaluation(SFTConfig(), ROWS, "accuracy", None)
+        check_evaluation(SFTConfig(), ROWS, "accuracy", None, None)
     message = "got 'loss', wanted one of .'eval_a_loss'"
     with pytest.raises(ValueError, match=message):
         trainer(model, {"a": ROWS}, metric_for_best_model="loss")

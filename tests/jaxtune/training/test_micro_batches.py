@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from jaxtune.data.batch import IGNORE
+from jaxtune.data.collate import Place
 from jaxtune.data.packed import micro_batches
 from jaxtune.data.plan import Request, make_plan
 from jaxtune.data.rows import TokenizedRows
@@ -31,7 +32,7 @@ def window_of(rows, lengths=None, max_length=16, **options):
     plan = make_plan(np.array([len(row) for row in rows]), request)
     if lengths is not None:
         plan = dataclasses.replace(plan, lengths=lengths, slots=(8,) * len(lengths))
-    (window,) = plan.windows(data, 0)
+    (window,) = plan.windows(data, Place())
     return window.batch
 
 

@@ -5,11 +5,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import transformers
 
 from jaxtune import SFTConfig, SFTTrainer
+from jaxtune.adapters.peft_form import peft_names
+from jaxtune.training.step import split
 from tests.families import VARIANTS
 from tests.jaxtune.training.runs import SHARED, adapted, records_of, trainer_of
 from tests.oracles import Oracle, make_oracle
@@ -88,6 +91,28 @@ def test_numbers_are_those_of_the_padded_run(
     check_same(records_of(trainer), records_of(padded_run))
     for name in ("epoch", "num_input_tokens_seen", "total_flos", "max_steps"):
         assert getattr(trainer.state, name) == getattr(padded_run.state, name)
+
+
+@pytest.mark.slow
+def test_eight_rows_a_step_make_one_run_however_they_are_cut(oracle: Oracle) -> None:
+    """As 2 x 4, as 8 x 1 and re-split: losses, and the way that the parameters went."""
+    start = {n: np.asarray(leaf) for n, leaf in peft_names(split(adapted(oracle))[1]).items()}
+    runs, ways = [], []
+    for options in (
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "resplit": False},
+        {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "resplit": False},
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "padding_free": True},
+    ):
+        trainer = trainer_of(adapted(oracle), rows=ROWS, optim="sgd", **options)
+        trainer.train()
+        runs.append([record["loss"] for record in records_of(trainer)])
+        ended = peft_names(split(trainer.model)[1])
+        ways.append(np.concatenate([(np.asarray(ended[n]) - start[n]).ravel() for n in start]))
+    assert trainer._plan().kind == "resplit"
+    for losses, way in zip(runs[1:], ways[1:], strict=True):
+        assert losses == pytest.approx(runs[0], rel=tolerance("float32", "trl_loss"))
+        apart = np.linalg.norm(way - ways[0]) / np.linalg.norm(ways[0])
+        assert apart <= tolerance("float32", "adamw_steps")
 
 
 @pytest.mark.slow

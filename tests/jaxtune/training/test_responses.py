@@ -2,16 +2,15 @@
 
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
-import transformers
 
 from jaxtune import DataCollatorForSeq2Seq, SFTConfig, SFTTrainer, train_on_responses_only
+from jaxtune.data import stream
 from jaxtune.data.batch import IGNORE
 from jaxtune.data.rows import TokenizedRows
-from jaxtune.errors import NotBuiltYetError
 from jaxtune.language_model import LanguageModel
-from jaxtune.training.collators import check_collator
 from jaxtune.training.data_report import report_lines
 from tests.families import VARIANTS
 from tests.jaxtune.training.runs import adapted, trainer_of
@@ -141,7 +140,7 @@ def test_the_report_shows_what_is_learned(model: LanguageModel) -> None:
     trainer = SFTTrainer(model, args, train_dataset=rows)
     lines = list(report_lines(trainer.train_dataset, trainer.tokenizer, 12, colour=False))
     assert lines == [
-        "jaxtune: 1 rows cut at 12 tokens, 5 tokens lost",
+        "jaxtune: 1 rows cut at 12 tokens, 5 tokens lost: row 0",
         "jaxtune: learned: the assistant's turns; 4 of 21 tokens (19.0 %)",
         "jaxtune: 2 of 2 rows begin with <s>, 2 learn </s>",
         "jaxtune: row 1, [[...]] is learned:",
@@ -174,19 +173,6 @@ def test_long_rows_are_shortened_and_special_tokens_that_are_not_eos_are_named()
     assert "characters)..." in lines[-1]
 
 
-def test_collators_that_pad_as_we_do_are_taken_and_others_refused() -> None:
-    tokenizer = word_tokenizer()
-    assert DataCollatorForSeq2Seq is transformers.DataCollatorForSeq2Seq
-    check_collator(None)
-    check_collator(DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8))
-    with pytest.raises(ValueError, match=r"`label_pad_token_id` .* must be -100.*got 0"):
-        check_collator(DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=0))
-    with pytest.raises(ValueError, match=r"`padding` of the collator must be on"):
-        check_collator(DataCollatorForSeq2Seq(tokenizer, padding=False))
-    with pytest.raises(NotBuiltYetError, match=r"`data_collator` is not built yet; got function"):
-        check_collator(transformers.default_data_collator)
-
-
 def test_rows_of_evaluations_are_masked_alike(model: LanguageModel) -> None:
     rows = [{"text": TEXT}]
     for held in (rows, {"a": rows}):
@@ -194,3 +180,22 @@ def test_rows_of_evaluations_are_masked_alike(model: LanguageModel) -> None:
         train_on_responses_only(trainer, *PARTS)
         masked = trainer.eval_dataset["a"] if isinstance(held, dict) else trainer.eval_dataset
         assert [row[row != IGNORE].tolist() for row in masked.labels] == [LEARNED]
+
+
+@pytest.mark.slow
+def test_answers_of_a_stream_are_learned_and_what_it_skips_is_said(
+    model: LanguageModel, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "BATCH", 4)
+    rows = [{"text": TEXT}] * 6 + [{"text": ""}, {"text": TEXT}]
+    dataset = datasets.IterableDataset.from_generator(lambda: iter(rows))
+    args = SFTConfig(max_steps=3, disable_tqdm=False, bad_rows="skip", resplit=False)
+    trainer = train_on_responses_only(SFTTrainer(model, args, train_dataset=dataset), *PARTS)
+    whole = train_on_responses_only(SFTTrainer(model, args, train_dataset=rows), *PARTS)
+    expected = whole.train_dataset.labels[0].tolist()
+    for chunk in trainer.train_dataset.chunks(0):
+        assert [row.tolist() for row in chunk.labels] == [expected] * len(chunk)
+    trainer.train()
+    assert "jaxtune: skipped 1 bad, row 6: " in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"a run over a stream needs `max_steps`.*got -1"):
+        SFTTrainer(model, train_dataset=dataset)

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 from flax import nnx
@@ -98,7 +99,17 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"train_sampling_strategy": "group_by_length", "dataloader_drop_last": True},
     ),
 }
-QUICK = ["mixed"]
+# 13 rows of a stream in another order each pass, packed in the one run and not in the other.
+STREAM = datasets.Dataset.from_list(ragged_rows(13)).to_iterable_dataset()
+STREAM = STREAM.shuffle(seed=5, buffer_size=4)
+RUNS |= {
+    "streaming": (DROPOUT, {"train_dataset": STREAM, "save_steps": 2}),
+    "streaming, packed": (
+        LORA,
+        {"train_dataset": STREAM, "packing": True, "max_length": 40, "padding_free": True},
+    ),
+}
+QUICK = ["mixed", "streaming"]
 
 
 def finished(trainer: SFTTrainer) -> dict[str, np.ndarray]:
