@@ -38,6 +38,7 @@ REPEATS = (
     "tests/convert/test_quantized_form.py::test_a_weight_is_computed_once*",
     "tests/notebooks/test_notebooks.py::*_runs_*[[]0[2-5]*",
     "tests/jaxtune/bench/test_run.py::*",
+    "tests/jaxtune/cli/test_chat.py::test_draws*",
     "tests/jaxtune/data/test_chat_rows.py::*[[]gemma*",
     "tests/jaxtune/data/test_chat_rows.py::*[[]llama3*",
     "tests/jaxtune/data/test_chat_template_choice.py::*",

@@ -8,7 +8,7 @@ from jaxtune.cli.doctor_install import (
     version_findings,
 )
 from jaxtune.cli.doctor_options import Doctor
-from jaxtune.cli.finding import Finding
+from jaxtune.cli.finding import Finding, broken
 from jaxtune.console import say
 from jaxtune.machine import Machine, probe
 
@@ -21,18 +21,18 @@ def run(_: Doctor) -> int:
     Returns:
       The exit status: 1 if something is broken, else 0.
     """
-    broken: list[Finding] = []
+    failing: list[Finding] = []
     for title, findings in _sections():
         say(title)
         for finding in findings:
             say(*finding.lines())
         say("")
-        broken += [finding for finding in findings if finding.state == "broken"]
-    if not broken:
+        failing += [finding for finding in findings if finding.state == "broken"]
+    if not failing:
         say("Nothing is broken.")
         return 0
-    say(f"{len(broken)} broken:")
-    for finding in broken:
+    say(f"{len(failing)} broken:")
+    for finding in failing:
         say(*finding.lines())
     return 1
 
@@ -42,7 +42,8 @@ def _sections() -> list[tuple[str, list[Finding]]]:
     try:
         machine = probe()
     except ValueError as error:  # platforms that do not start
-        device = [("Device", [Finding(state="broken", text=str(error), cure=UNSET)])]
+        text, _, _ = str(error).partition(" Unset it")
+        device = [("Device", [broken(text, UNSET)])]
     else:
         device = _device_sections(machine)
     return [
