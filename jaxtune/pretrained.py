@@ -50,12 +50,14 @@ class Source:
       token: Hub access token; never shown.
       revision: Hub branch, tag or commit.
       local_files_only: Use the hub's cache and no network.
+      base: Hub id or folder to put an adapter on; None: the one that it names.
     """
 
     name: str
     token: str | None = dataclasses.field(default=None, repr=False)
     revision: str | None = None
     local_files_only: bool = False
+    base: str | None = None
 
     def folder(self, before_weights: Callable[[Path], object]) -> Path:
         """The folder of its files, downloaded if need be.
@@ -119,7 +121,7 @@ def load_pretrained(
     if (folder / ADAPTER_FILE).is_file():
         adapter = read_adapter(folder)
         _check_adapter_use(source, adapter, full_finetuning)
-        base = adapter.config.base_model_name_or_path or ""
+        base = source.base or adapter.config.base_model_name_or_path or ""
         source = dataclasses.replace(source, name=base, revision=None)
         folder = source.folder(look)
     setting = _settle(folder, range_)
@@ -157,7 +159,7 @@ def load_pretrained(
 
 
 def _check_adapter_use(source: Source, adapter: Adapter, full_finetuning: bool) -> None:
-    if not adapter.config.base_model_name_or_path:
+    if not (source.base or adapter.config.base_model_name_or_path):
         raise ValueError(
             "an adapter must name its base model to be loaded alone; base_model_name_or_path in "
             f"adapter_config.json of {source.name} is empty. Write the base's name or folder there."

@@ -36,7 +36,9 @@ REPEATS = (
     "tests/pallas_kernels/cross_entropy/test_transformations.py::*600_mb*",
     # Processes, real tokenizers, whole runs.
     "tests/convert/test_quantized_form.py::test_a_weight_is_computed_once*",
+    "tests/notebooks/test_notebooks.py::*_runs_*[[]0[2-5]*",
     "tests/jaxtune/bench/test_run.py::*",
+    "tests/jaxtune/cli/test_chat.py::test_draws*",
     "tests/jaxtune/data/test_chat_rows.py::*[[]gemma*",
     "tests/jaxtune/data/test_chat_rows.py::*[[]llama3*",
     "tests/jaxtune/data/test_chat_template_choice.py::*",

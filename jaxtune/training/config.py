@@ -35,7 +35,8 @@ class SFTConfig(ControlOptions, ScriptArguments):
       max_seq_length: The older name of `max_length`.
       packing: Several documents a row of `max_length` tokens; none sees another. Rows, and with
         them batches and steps, are then the packed ones.
-      packing_strategy: "bfd", "bfd_split" or "wrapped", see `jaxtune.data.packing.pack`.
+      packing_strategy: How rows are filled: "bfd" (what is too long is cut), "bfd_split" or
+        "wrapped" (it is split).
       padding_free: The rows of a micro-batch, or of a step if it is re-split, follow each other
         in one row. Packed rows are so anyway.
       resplit: Run the rows of a step in other micro-batches, of no more tokens, where that saves
@@ -45,13 +46,15 @@ class SFTConfig(ControlOptions, ScriptArguments):
       gradient_accumulation_steps: Micro-batches a step.
       num_train_epochs: Passes over the data, unless `max_steps` is given.
       max_steps: Optimizer steps; -1: from the epochs.
-      learning_rate: Peak, 1/step.
-      lr_scheduler_type: See `jaxtune.optim.schedules`.
+      learning_rate: Its peak, 1/step.
+      lr_scheduler_type: "linear", "cosine", "constant", "constant_with_warmup", "polynomial",
+        "inverse_sqrt" and others; see `jaxtune.optim.schedules`.
       lr_scheduler_kwargs: Options of that schedule, such as {"min_lr_rate": 0.1}; None: none.
       warmup_steps: Steps of warm-up; below 1 it is a share of all steps. The default is no warm-up
         for "constant", which has none.
       warmup_ratio: The older name of such a share; None: `warmup_steps` alone.
-      optim: See `jaxtune.optim.registry`.
+      optim: "adamw_8bit" (8-bit states), "adamw_torch" (32-bit), "lion_8bit", "adafactor", "sgd"
+        and others; see `jaxtune.optim.registry`.
       weight_decay: Decoupled weight decay, 1/step (coupled for "sgd").
       adam_beta1: Decay of the first moment.
       adam_beta2: Decay of the second moment.
