@@ -1,41 +1,20 @@
 """`complaints.md` has a row for every theme, and names tests that exist."""
 
-import ast
-import functools
 import re
 from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parent
+from tests.named_tests import TESTS, exists, rows_of
+
 THEMES = 27
 # Answered in part, or not; a row says "open" if and only if it is here.
 OPEN = {12, 17, 27}
-
-
-def table() -> dict[int, list[str]]:
-    """The cells behind each number."""
-    found: dict[int, list[str]] = {}
-    for line in (TESTS / "complaints.md").read_text(encoding="utf-8").splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
-        if cells[0].isdigit():
-            assert int(cells[0]) not in found, line
-            found[int(cells[0])] = cells[1:]
-    return found
-
-
-@functools.cache
-def names_of(file: Path) -> frozenset[str]:
-    """The tests that a file holds."""
-    body = ast.parse(file.read_text(encoding="utf-8")).body
-    return frozenset(node.name for node in body if isinstance(node, ast.FunctionDef))
-
-
-ROWS = table()
+ROWS = rows_of(TESTS / "complaints.md")
 
 
 def test_every_theme_has_a_row() -> None:
-    assert list(ROWS) == list(range(1, THEMES + 1))
+    assert [row[0] for row in ROWS] == [str(number) for number in range(1, THEMES + 1)]
 
 
 def test_the_themes_are_those_that_were_collected(assets: Path) -> None:
@@ -47,18 +26,14 @@ def test_the_themes_are_those_that_were_collected(assets: Path) -> None:
     assert len(re.findall(r"^\d+\. ", section[0], re.M)) == THEMES
 
 
-@pytest.mark.parametrize("number", ROWS)
-def test_a_row_is_whole_and_its_tests_exist(number: int) -> None:
-    theme, elsewhere, here, tests = ROWS[number]
-    assert theme
-    assert elsewhere
-    assert here
-    named = tests.split()
-    assert named or number in OPEN
-    for name in named:
-        file, test = re.fullmatch(r"`([\w/]+\.py)::(test_\w+)`", name).groups()
-        assert test in names_of(TESTS / file), name
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+def test_a_row_is_whole_and_its_tests_exist(row: list[str]) -> None:
+    number, theme, elsewhere, here, tests = row
+    assert all((theme, elsewhere, here))
+    named = re.findall(r"`([^`]+)`", tests)
+    assert named or int(number) in OPEN
+    assert [name for name in named if not exists(name)] == []
 
 
 def test_what_is_open_is_said() -> None:
-    assert {number for number, cells in ROWS.items() if "**open**" in cells[2]} == OPEN
+    assert {int(row[0]) for row in ROWS if "**open**" in row[3]} == OPEN
