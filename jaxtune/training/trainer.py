@@ -29,7 +29,6 @@ from jaxtune.training.best_model import settle_best
 from jaxtune.training.callbacks import CallbackHandler
 from jaxtune.training.checkpoint import PREFIX, folder_of
 from jaxtune.training.collators import host_collator, packs_rows
-from jaxtune.training.config import SFTConfig
 from jaxtune.training.control_options import with_derived
 from jaxtune.training.data_report import report_lines
 from jaxtune.training.embedding_rate import check_embedding_rate, embedding_schedule, rate_lines
@@ -85,7 +84,7 @@ class SFTTrainer(EvaluationMethods):
     def __init__(  # noqa: PLR0913  TRL's face: scripts written for it pass these names.
         self,
         model: LanguageModel | str | Path,
-        args: SFTConfig | None = None,
+        args: Any = None,
         data_collator: Callable[..., Any] | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -110,7 +109,7 @@ class SFTTrainer(EvaluationMethods):
         Args:
           model: With something to train; or a hub id or folder, loaded in 16 bits and, without
             `peft_config`, fully fine-tuned.
-          args: The options; None: the defaults.
+          args: The options, an `SFTConfig` or those of trl or transformers; None: the defaults.
           data_collator: transformers' collators for text, which pad as this trainer does; or a
             function of a list of rows, called on the host, whose rows are not packed.
           train_dataset: A `datasets.Dataset`, an `IterableDataset`, a list of mappings or the path
