@@ -67,6 +67,7 @@ REPEATS = (
     "tests/jaxtune/training/test_resume.py::*",
     "tests/jaxtune/training/test_saver.py::*",
     "tests/perf/*",
+    "tests/test_readmes.py::test_code_runs[[]README.md[]]",
 )
 
 

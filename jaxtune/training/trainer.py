@@ -136,7 +136,7 @@ class SFTTrainer(EvaluationMethods):
           ValueError: Nothing to train, no tokenizer, no rows, rows that cannot be read, or an
             `embedding_learning_rate` without a trained embedding or head.
           TypeError: `args`, `optimizers` or `peft_config` is of a wrong type.
-          NotBuiltYetError: A collator of one's own.
+          NotBuiltYetError: An evaluation with a collator of one's own.
         """
         self._collator = host_collator(data_collator)
         self.args = with_derived(checked_args(args))
