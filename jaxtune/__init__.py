@@ -1,4 +1,4 @@
-"""Fine-tune Llama and Gemma with LoRA in JAX, and hand the result to PyTorch users.
+"""Fine-tune Llama, Mistral, Gemma and Qwen3 in JAX, and hand the result to PyTorch users.
 
 Names are resolved at first use, so that importing the package costs nothing.
 """

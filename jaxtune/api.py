@@ -236,6 +236,7 @@ class FastLanguageModel:
         if model.carried.full_finetuning:
             tqdm.write("jaxtune: every weight is trained (full_finetuning); no adapter is added.")
             return model
+        _check_init(init_lora_weights)
         request = AdapterConfig(
             base_model_name_or_path=model.carried.name_or_path,
             r=r,
@@ -252,7 +253,6 @@ class FastLanguageModel:
             rank_pattern=dict(rank_pattern or {}),
             alpha_pattern=dict(alpha_pattern or {}),
         )
-        _check_init(init_lora_weights)
         _set_length(model, max_seq_length)
         if _has_adapter(model, request):
             return model

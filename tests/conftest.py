@@ -14,7 +14,7 @@ if not Path("/dev/nvidiactl").exists():
 
 import jax
 
-from tests.repeats import repeats
+from tests.repeats import repeats, thorough
 
 hypothesis.settings.register_profile(
     "jaxtune", deadline=None, max_examples=25, derandomize=True, print_blob=True
@@ -52,8 +52,10 @@ def assets() -> Path:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what repeats another test as slow, and skip what needs a GPU where there is none."""
     for item in items:
-        if repeats(item.nodeid):
+        if repeats(item.nodeid) or thorough(item.nodeid):
             item.add_marker(pytest.mark.slow)
+        if thorough(item.nodeid):
+            item.add_marker(pytest.mark.thorough)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and jax.default_backend() != "gpu":
         for item in marked:

@@ -69,9 +69,38 @@ REPEATS = (
     "tests/jaxtune/training/test_resume.py::*",
     "tests/jaxtune/training/test_saver.py::*",
     "tests/perf/*",
+    "tests/test_readmes.py::test_code_runs[[]README.md[]]",
+)
+
+# Slow ones that only `pytest -m slow` runs, by hand and before a release: whole matrices of runs,
+# of which CI keeps a part, so that all that it runs takes fifteen minutes.
+THOROUGH = (
+    "tests/jaxtune/test_export_matrix.py::*[[]mistral*",
+    "tests/jaxtune/test_export_matrix.py::*[[]gemma-*",
+    "tests/jaxtune/test_export_matrix.py::*[[]gemma3*",
+    "tests/jaxtune/test_export_matrix.py::*[[]qwen3*",
+    "tests/jaxtune/training/test_control.py::test_a_callback_steers*",
+    "tests/jaxtune/training/test_control.py::test_full_determinism*",
+    "tests/jaxtune/training/test_embedding_rate.py::test_the_run_is_trls*",
+    "tests/jaxtune/training/test_embedding_rate.py::test_both_trainers*",
+    "tests/jaxtune/training/test_killed.py::*20*",
+    "tests/jaxtune/training/test_resume.py::*[[]whole weights*",
+    "tests/jaxtune/training/test_resume.py::*[[]full, 8-bit*",
+    "tests/jaxtune/training/test_resume.py::*[[]lion*",
+    "tests/jaxtune/training/test_resume.py::*[[]adafactor*",
+    "tests/jaxtune/training/test_resume.py::*[[]paged*",
+    "tests/jaxtune/training/test_resume.py::*[[]best model of whole*",
+    "tests/jaxtune/training/test_resume.py::*[[]grouped*",
+    "tests/jaxtune/training/test_resume.py::*[[]each epoch*",
+    "tests/jaxtune/training/test_trl_matrix.py::*stories*",
 )
 
 
 def repeats(name: str) -> bool:
-    """Whether a test, by its node id, is one of them."""
+    """Whether a test, by its node id, is left to the slow selection."""
     return any(fnmatch(name, pattern) for pattern in REPEATS)
+
+
+def thorough(name: str) -> bool:
+    """Whether a test, by its node id, is left to the slow selection by hand."""
+    return any(fnmatch(name, pattern) for pattern in THOROUGH)

@@ -161,6 +161,48 @@ def test_public_names_are_those_that_the_readme_lists():
     assert sorted(listed) == sorted(jaxtune.__all__)
 
 
+def names_of_others(tree: ast.AST) -> dict[str, str]:
+    """What a file imports from outside the project: the local name, and the package."""
+    found: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.asname or alias.name.split(".")[0]: alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {alias.asname or alias.name: node.module or "" for alias in node.names}
+    roots = {name: module.split(".")[0] for name, module in found.items()}
+    return {name: root for name, root in roots.items() if root not in PACKAGES}
+
+
+def changed_by(node: ast.AST) -> list[ast.expr]:
+    """The objects whose attributes a node sets."""
+    targets = getattr(node, "targets", [getattr(node, "target", None)])
+    found = [target.value for target in targets if isinstance(target, ast.Attribute)]
+    if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "setattr":
+        found.append(node.args[0])
+    return found
+
+
+def root_of(expression: ast.expr) -> str | None:
+    while isinstance(expression, ast.Attribute):
+        expression = expression.value
+    return getattr(expression, "id", None)
+
+
+def test_no_library_of_others_is_changed_and_trl_is_not_imported():
+    imported, changed = set(), []
+    for file in sources(*PACKAGES):
+        others = names_of_others(ast.parse(file.read_text(encoding="utf-8")))
+        imported |= set(others.values())
+        changed += [
+            place
+            for place, node in nodes(file)
+            if any(root_of(thing) in others for thing in changed_by(node))
+        ]
+    assert changed == []
+    assert {"transformers", "huggingface_hub"} <= imported
+    assert not {"trl", "unsloth", "accelerate"} & imported
+
+
 def names_family(node: ast.AST) -> bool:
     """True for an expression that is, or holds in a tuple, a family's name or its model_type."""
     if isinstance(node, (ast.Tuple, ast.List, ast.Set)):

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from jaxtune import runtime
 from jaxtune.data.plan import Plan, Request
+from jaxtune.data.row_options import RowOptions
 from jaxtune.data.stream_plan import StreamPlan
 from jaxtune.data.tokenize import tokenize_dataset
 from jaxtune.errors import NonFiniteLossError
@@ -29,7 +30,6 @@ from jaxtune.training.best_model import settle_best
 from jaxtune.training.callbacks import CallbackHandler
 from jaxtune.training.checkpoint import PREFIX, folder_of
 from jaxtune.training.collators import host_collator, packs_rows
-from jaxtune.training.config import SFTConfig
 from jaxtune.training.control_options import with_derived
 from jaxtune.training.data_report import report_lines
 from jaxtune.training.embedding_rate import check_embedding_rate, embedding_schedule, rate_lines
@@ -85,7 +85,7 @@ class SFTTrainer(EvaluationMethods):
     def __init__(  # noqa: PLR0913  TRL's face: scripts written for it pass these names.
         self,
         model: LanguageModel | str | Path,
-        args: SFTConfig | None = None,
+        args: Any = None,
         data_collator: Callable[..., Any] | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -110,7 +110,7 @@ class SFTTrainer(EvaluationMethods):
         Args:
           model: With something to train; or a hub id or folder, loaded in 16 bits and, without
             `peft_config`, fully fine-tuned.
-          args: The options; None: the defaults.
+          args: The options, an `SFTConfig` or those of trl or transformers; None: the defaults.
           data_collator: transformers' collators for text, which pad as this trainer does; or a
             function of a list of rows, called on the host, whose rows are not packed.
           train_dataset: A `datasets.Dataset`, an `IterableDataset`, a list of mappings or the path
@@ -137,7 +137,7 @@ class SFTTrainer(EvaluationMethods):
           ValueError: Nothing to train, no tokenizer, no rows, rows that cannot be read, or an
             `embedding_learning_rate` without a trained embedding or head.
           TypeError: `args`, `optimizers` or `peft_config` is of a wrong type.
-          NotBuiltYetError: A collator of one's own.
+          NotBuiltYetError: An evaluation with a collator of one's own.
         """
         self._collator = host_collator(data_collator)
         self.args = with_derived(checked_args(args))
@@ -173,16 +173,7 @@ class SFTTrainer(EvaluationMethods):
             threads=dataset_num_proc,
             vocab_size=self.model.config.vocab_size,
         )
-        self._tokenize = functools.partial(
-            tokenize_dataset, tokenizer=self.tokenizer, options=options
-        )
-        # These two strategies split what is too long, and lose nothing.
-        if self._packing not in (None, "bfd"):
-            options = dataclasses.replace(options, max_length=sys.maxsize)
-        self.train_dataset = read_train_rows(
-            train_dataset, self.tokenizer, options, self.args.max_steps
-        )
-        self.eval_dataset = self.eval_rows(eval_dataset)
+        self._read_rows(train_dataset, eval_dataset, options)
         self.callback_handler = handler
         handler.more |= {"model": self.model, "processing_class": self.tokenizer}
         handler.more |= {"optimizer": self.optimizer, "lr_scheduler": self.lr_scheduler}
@@ -242,7 +233,9 @@ class SFTTrainer(EvaluationMethods):
         tx = self._prepare_optimizer(total)
         identity = functools.cache(self._identity)
         start = self._start(folder, tx, total, identity)
-        handler.state = state_of(start.state, args, total, math.ceil(total / per_epoch))
+        # A stream has no length: as many passes as the steps take.
+        passes = sys.maxsize if plan.examples is None else math.ceil(total / per_epoch)
+        handler.state = state_of(start.state, args, total, passes)
         handler.restore(start.state.stateful_callbacks)
         handler.more |= {"optimizer": tx, "lr_scheduler": self.lr_scheduler}
         self.model.carried.training = functools.partial(run_numbers, args, self.state)
@@ -379,6 +372,19 @@ class SFTTrainer(EvaluationMethods):
             eps=args.adam_epsilon,
             weight_decay=args.weight_decay,
         )
+
+    def _read_rows(self, train_dataset: Any, eval_dataset: Any, options: RowOptions) -> None:
+        """Tokenise what is trained on, and what is evaluated."""
+        self._tokenize = functools.partial(
+            tokenize_dataset, tokenizer=self.tokenizer, options=options
+        )
+        # These two strategies split what is too long, and lose nothing.
+        if self._packing not in (None, "bfd"):
+            options = dataclasses.replace(options, max_length=sys.maxsize)
+        self.train_dataset = read_train_rows(
+            train_dataset, self.tokenizer, options, self.args.max_steps
+        )
+        self.eval_dataset = self.eval_rows(eval_dataset)
 
     def _prepare_optimizer(self, total_steps: int) -> optax.GradientTransformation:
         """The schedule, then the optimizer, anew for each run."""

@@ -156,6 +156,8 @@ def test_what_is_not_built_yet_says_so(folder: Path) -> None:
         load(folder, use_gradient_checkpointing="least")
     with pytest.raises(NotBuiltYetError, match="`load_in_8bit` must be one of"):
         load(folder, load_in_8bit=True)
+    with pytest.raises(NotBuiltYetError, match="`resize_model_vocab` must be one of"):
+        load(folder, resize_model_vocab=48)
     with pytest.raises(Unsupported, match="'triton': it needs an NVIDIA GPU"):
         load(folder, kernels="triton")
     with pytest.raises(ValueError, match="`kernels` must be one of"):
