@@ -1,7 +1,7 @@
 """`FastLanguageModel`: loading and adapting a model in two calls; composes, computes nothing."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from tqdm.auto import tqdm
 
@@ -20,9 +20,7 @@ REMAT: dict[bool | str, Remat] = {
     True: "full",
     False: "none",
     "unsloth": "offload",
-    "full": "full",
-    "none": "none",
-    "offload": "offload",
+    **{plan: plan for plan in get_args(Remat)},
 }
 
 # What scripts pass at a value that changes nothing: accepted at these values, refused at others.
@@ -111,7 +109,8 @@ class FastLanguageModel:
           use_gradient_checkpointing: "auto" and True compute each layer again in the backward
             pass ("full"); "unsloth" does so from inputs kept in pinned host memory ("offload"),
             tried on the first batch before it is used; False keeps the results of every product
-            and of attention ("none"), never a dequantised weight.
+            and of attention ("none"), never a dequantised weight; "gate_up" keeps of these what
+            attention and the MLP's two wide products give, "attention" the former alone.
           resize_model_vocab: None.
           revision: Hub branch, tag or commit.
           use_exact_model_name: Either; a name is never swapped for another repository's.
@@ -291,8 +290,8 @@ def _check_neutral(arguments: Mapping[str, Any]) -> None:
 def _remat(choice: bool | str) -> Remat:
     if choice not in REMAT:
         raise NotBuiltYetError(
-            "`use_gradient_checkpointing` must be 'auto', 'unsloth', True, False, 'full', 'none' "
-            f"or 'offload' in this version; got {choice!r}, which is not built yet."
+            f"`use_gradient_checkpointing` must be one of {list(REMAT)} in this version; got "
+            f"{choice!r}, which is not built yet."
         )
     return REMAT[choice]
 

@@ -19,7 +19,13 @@ from jaxtune.layers.embedding import Embedding, with_noise
 from jaxtune.layers.linear import Linear
 from jaxtune.layers.mlp import MLP
 from jaxtune.layers.norm import RMSNorm
-from jaxtune.layers.residuals import ATTENTION_PROJECTION, MIDDLE, MLP_PROJECTION, named
+from jaxtune.layers.residuals import (
+    ATTENTION_PROJECTION,
+    MIDDLE,
+    MLP_PROJECTION,
+    PLANS,
+    named,
+)
 from jaxtune.layers.rope import rope_tables
 from jaxtune.layers.variables import weight_of
 from jaxtune.models.carried import Carried
@@ -74,7 +80,7 @@ class Block(nnx.Module):
             y = self.post_attention_layernorm(y, adapters=on, kernels=kernels)
             before_mlp = self.pre_feedforward_layernorm
         y = y.astype(x.dtype)
-        if context.named_kept:
+        if context.middle_kept:
             # Added outside the norm: the backward pass then redoes the norm from the kept sum, and
             # not from attention's projection, which it would have to redo first.
             x, y = named(x + y, MIDDLE), None
@@ -268,7 +274,7 @@ class Decoder(nnx.Module):
                 row_kernels=self.row_kernels,
                 split_kernels=self.split_kernels,
                 prepared=ready,
-                named_kept=self.remat == "none",
+                middle_kept=MIDDLE in PLANS[self.remat],
             )
             return block(x, context)
 

@@ -136,6 +136,8 @@ PLANS = {
     "unsloth": "offload",
     "full": "full",
     "none": "none",
+    "gate_up": "gate_up",
+    "attention": "attention",
     "offload": "offload",
 }
 

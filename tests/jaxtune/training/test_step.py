@@ -420,7 +420,7 @@ def test_dropout_keeps_the_expected_share_and_the_expectation():
         row_kernels="auto",
         split_kernels="auto",
         prepared={},
-        named_kept=False,
+        middle_kept=False,
     )
     n = 40_000
     y = np.asarray(linear(jnp.ones((1, n // 4, 4)), context, 0))
