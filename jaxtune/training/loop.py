@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-import optax
 from flax import nnx
 
 from jaxtune.adapters.counting import count_parameters
@@ -26,7 +25,7 @@ from jaxtune.training.non_finite import first_non_finite
 from jaxtune.training.offload_check import check_offload
 from jaxtune.training.resume import Start
 from jaxtune.training.saver import Saver
-from jaxtune.training.step import make_train_step, split
+from jaxtune.training.step import Step, split
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -36,7 +35,7 @@ class Loop:
     Attributes:
       model: Its variables hold the arrays of the last step.
       args: The options.
-      tx: The optimizer.
+      step: What is made of each window.
       plan: How the rows are laid out.
       rows: To train on.
       start: Where the run begins.
@@ -50,7 +49,7 @@ class Loop:
 
     model: LanguageModel
     args: SFTConfig
-    tx: optax.GradientTransformation
+    step: Step
     plan: Plan
     rows: TokenizedRows
     start: Start
@@ -129,17 +128,9 @@ class Loop:
 
     def _stepper(self) -> Callable[[Window], None]:
         """What makes the step of a window; the trained arrays go from one to the next inside."""
-        args, model, state, saver = self.args, self.model, self.handler.state, self.saver
-        graphdef, trainable, frozen = split(model)
-        step = make_train_step(
-            graphdef,
-            self.tx,
-            accumulation=args.gradient_accumulation_steps,
-            max_grad_norm=args.max_grad_norm,
-            label_smoothing=args.label_smoothing_factor,
-            neftune_noise_alpha=args.neftune_noise_alpha,
-            deterministic=args.full_determinism,
-        )
+        model, state, saver = self.model, self.handler.state, self.saver
+        _, trainable, frozen = split(model)
+        step = self.step
         key, halted = self.start.dropout_key, np.bool_(False)
         # A CPU's own memory is the host's: there is nothing to move, and nothing to go wrong.
         untried = model.model.remat == "offload" and jax.default_backend() != "cpu"

@@ -49,6 +49,7 @@ from jaxtune.training.log import Log
 from jaxtune.training.loop import Loop
 from jaxtune.training.loss_plot import loss_figure
 from jaxtune.training.manifest import Identity
+from jaxtune.training.memory_plan import settle
 from jaxtune.training.reports import own_callbacks
 from jaxtune.training.resume import Start, find_checkpoint, resume, start_anew
 from jaxtune.training.run_numbers import run_numbers
@@ -203,7 +204,8 @@ class SFTTrainer(EvaluationMethods):
           Steps made, mean loss and rates.
 
         Raises:
-          ValueError: There is no such checkpoint, or it is damaged or not one of this run.
+          ValueError: There is no such checkpoint, or it is damaged or not one of this run; or a
+            step does not fit into the device's memory.
           NonFiniteLossError: A loss or gradient was NaN or infinite; the model is left as it was
             before that step, with a checkpoint of it where `save_strategy` writes any. In float16
             a step that overflows is left out, and the loss scaled less; this is raised where no
@@ -230,12 +232,13 @@ class SFTTrainer(EvaluationMethods):
         handler.more |= {"optimizer": tx, "lr_scheduler": self.lr_scheduler}
         self.model.carried.training = functools.partial(run_numbers, args, self.state)
         log = Log(self.state, self.lr_scheduler, args, self._tell_log, start.losses)
-        self._report_start(log, plan, folder)
+        settled = settle(self.model, args, tx, plan, self.train_dataset, start)
+        self._report_start(log, plan, folder, settled.lines)
         saver = Saver(self.model, self.tokenizer, args, start, identity=identity)
         loop = Loop(
             model=self.model,
             args=args,
-            tx=tx,
+            step=settled.step,
             plan=plan,
             rows=self.train_dataset,
             start=start,
@@ -424,9 +427,11 @@ class SFTTrainer(EvaluationMethods):
             drop_last=self.args.dataloader_drop_last,
         )
 
-    def _report_start(self, log: Log, plan: Plan, resumed: Path | None) -> None:
+    def _report_start(
+        self, log: Log, plan: Plan, resumed: Path | None, memory: Sequence[str]
+    ) -> None:
         """Say what is about to be trained, and what was done to the rows."""
-        for line in start_lines(self.model, self.args, plan, self.state, resumed):
+        for line in start_lines(self.model, self.args, plan, self.state, resumed, memory):
             log.write(line)
         rows, tokenizer = self.train_dataset, self.tokenizer
         for line in report_lines(rows, tokenizer, self.max_length, colour=log.colour):
