@@ -11,6 +11,7 @@ from typing import Any
 import tyro
 
 from jaxtune.bench.options import Bench
+from jaxtune.plan.options import PlanRequest
 from jaxtune.quickstart.options import Quickstart
 
 DESCRIPTION = """Fine-tune Llama, Mistral and Gemma with LoRA in JAX; the adapter loads in peft.
@@ -25,6 +26,7 @@ Then a model and rows of your own, one {"text": "..."} a line:
 COMMANDS = {
     "quickstart": (Quickstart, "jaxtune.quickstart.run"),
     "bench": (Bench, "jaxtune.bench.run"),
+    "plan": (PlanRequest, "jaxtune.plan.run"),
 }
 WRONG_REQUEST = 2
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended

@@ -169,20 +169,36 @@ class Footprint:
     gradients: float
 
     @property
-    def activations(self) -> float:
-        """All that comes and goes within a step, but for logits."""
-        return self.peak - self.held.weights - self.held.trained - self.held.optimizer
-
-    @property
     def peak(self) -> float:
         """At the worst moment."""
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, float]:
+        """What the peak is made of: "weights", "LoRA", "states", "activations" and "logits".
+
+        "LoRA" is all that is trained, with its gradients and the copies that products read;
+        logits are there only if the loss is the worst moment, for no layer works then.
+        """
         held = self.held
-        still = held.weights + held.trained + held.optimizer
-        across = held.prepared + self.inputs + self.kept + self.hoisted
         # The sum over micro-batches is there before the first backward pass.
         sums = self.gradients - held.gradients
-        passes = across + max(sums + self.logits, self.gradients + self.layer)
-        return still + max(passes, 2 * held.gradients)
+        across = held.prepared + self.inputs + self.kept + self.hoisted
+        loss, layer = sums + self.logits, self.gradients + self.layer
+        update = 2.0 * held.gradients
+        lora, activations, logits = float(held.trained), across - held.prepared, 0.0
+        if update > across + max(loss, layer):
+            lora, activations = lora + update, 0.0
+        elif loss > layer:
+            lora, logits = lora + held.prepared + sums, self.logits
+        else:
+            lora, activations = lora + held.prepared + self.gradients, activations + self.layer
+        return {
+            "weights": float(held.weights),
+            "LoRA": lora,
+            "states": float(held.optimizer),
+            "activations": activations,
+            "logits": logits,
+        }
 
 
 def footprint(shape: Shape, held: Held, plan: Remat) -> Footprint:

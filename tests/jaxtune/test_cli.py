@@ -59,7 +59,7 @@ def test_the_default_numbers_of_steps_are_those_of_the_help():
 def test_only_commands_that_exist_are_listed(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
-    assert "jaxtune [-h] {quickstart,bench}\n" in capsys.readouterr().out
+    assert "jaxtune [-h] {quickstart,bench,plan}\n" in capsys.readouterr().out
     for _, module in cli.COMMANDS.values():
         assert importlib.util.find_spec(module) is not None
 

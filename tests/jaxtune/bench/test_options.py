@@ -25,7 +25,7 @@ def test_every_option_is_explained(capsys):
     out = capsys.readouterr().out
     for name in Bench.__dataclass_fields__:
         assert re.search(rf"--{name}[ ,]", out), name
-    assert "{full,none,offload}" in out
+    assert "{none,gate_up,attention,full,offload}" in out
     assert "{4,16}" in out
 
 
