@@ -143,7 +143,9 @@ class Loop:
                 step_key = jax.random.fold_in(key, state.global_step)
                 batch = dataclasses.replace(batch, dropout_key=step_key)
             if untried:
-                check_offload(model, batch, self.plan.request.batch_size)
+                # Where it is not the user's choice, "full" with the whole batch does not fit.
+                part = 4 if model.carried.auto_plan == "offload" else 1
+                check_offload(model, batch, self.plan.request.batch_size, part=part)
                 untried = False
             with deferred_interrupt():
                 trainable, saver.opt_state, metrics = step(
