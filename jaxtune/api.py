@@ -112,7 +112,8 @@ class FastLanguageModel:
             pass ("full"); "unsloth" does so from inputs kept in pinned host memory ("offload"),
             tried on the first batch before it is used; False keeps the results of every product
             and of attention ("none"), never a dequantised weight; "gate_up" keeps of these what
-            attention and the MLP's two wide products give, "attention" the former alone.
+            attention and the MLP's two wide products give, "attention" the former alone. "least" is
+            "unsloth" with the MLP in pieces of a row; the frozen embedding stays on the device.
           resize_model_vocab: None.
           revision: Hub branch, tag or commit.
           use_exact_model_name: Either; a name is never swapped for another repository's.

@@ -14,7 +14,7 @@ from typing import Literal
 Activation = Literal["silu", "gelu_pytorch_tanh"]
 PACKING_STRATEGIES = ("bfd", "bfd_split", "wrapped")  # what each does: `jaxtune.data.packing.pack`
 # From the one that keeps most to the one that keeps least; see `jaxtune.models.run.run_layers`.
-Remat = Literal["none", "gate_up", "attention", "full", "offload"]
+Remat = Literal["none", "gate_up", "attention", "full", "offload", "least"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

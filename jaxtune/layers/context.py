@@ -32,6 +32,7 @@ class LayerContext:
         projection of each group in its block; see `jaxtune.layers.linear.prepare`. A layer
         prepares what is missing itself.
       middle_kept: The backward pass finds the stream between attention and MLP (plan "none").
+      mlp_pieces: Of a row that the MLP takes one after the other.
     """
 
     layer: Int[Array, ""] | int
@@ -47,3 +48,4 @@ class LayerContext:
     split_kernels: str
     prepared: Mapping[int, Prepared]
     middle_kept: bool
+    mlp_pieces: int

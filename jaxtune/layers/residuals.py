@@ -33,7 +33,10 @@ PLANS = {
     "attention": (*ATTENTION, INNER_NAME),
     "full": (),
     "offload": (),
+    "least": (),
 }
+MLP_PIECES = 4  # of a row in the plan "least"
+OFFLOADING = ("offload", "least")  # the layer's input goes to the host's memory
 
 
 def named(x: jax.Array, name: str) -> jax.Array:

@@ -17,11 +17,12 @@ from jaxtune.layers.cache import KVCache
 from jaxtune.layers.context import LayerContext
 from jaxtune.layers.embedding import Embedding, with_noise
 from jaxtune.layers.linear import Linear
-from jaxtune.layers.mlp import MLP
+from jaxtune.layers.mlp import MLP, in_pieces
 from jaxtune.layers.norm import RMSNorm
 from jaxtune.layers.residuals import (
     ATTENTION_PROJECTION,
     MIDDLE,
+    MLP_PIECES,
     MLP_PROJECTION,
     PLANS,
     named,
@@ -85,7 +86,7 @@ class Block(nnx.Module):
             # not from attention's projection, which it would have to redo first.
             x, y = named(x + y, MIDDLE), None
         normed, x = before_mlp.of_stream(x, y, adapters=on, kernels=kernels)
-        y = self.mlp(normed.astype(dtype), context)
+        y = in_pieces(self.mlp, normed.astype(dtype), context)
         if self.sandwich:
             y = named(y, MLP_PROJECTION)
             y = self.post_feedforward_layernorm(y, adapters=on, kernels=kernels)
@@ -275,6 +276,7 @@ class Decoder(nnx.Module):
                 split_kernels=self.split_kernels,
                 prepared=ready,
                 middle_kept=MIDDLE in PLANS[self.remat],
+                mlp_pieces=MLP_PIECES if self.remat == "least" else 1,
             )
             return block(x, context)
 

@@ -19,6 +19,7 @@ MEANING = {
     "attention": "what attention gave",
     "full": "the input of each layer (True)",
     "offload": 'the same, kept in the host\'s memory ("unsloth")',
+    "least": "the same, with the MLP in pieces of a row",
 }
 
 

@@ -54,11 +54,15 @@ def milliseconds(
     linears = done.linears * (1 + share / 2)
     attention = done.attention * (1 + attention_again / 3.5)
     dequantised = done.dequantisation * (1 + share / 2)
+    if plan == "least":  # each piece of a row dequantises the MLP's weights, in three passes
+        mlp = 3 * config.hidden_size * config.intermediate_size * config.num_hidden_layers
+        further = 3 * (residuals.MLP_PIECES - 1) / 2
+        dequantised += further * done.dequantisation * mlp / linear_parameters(config)
     moved = (PASSES + PASSES_AGAIN * share) * _activations(config) * done.tokens
     seconds = (linears + done.head) / card.flops
     seconds += attention / (ATTENTION_SHARE * card.flops)
     seconds += (dequantised + moved) / card.bandwidth
-    if plan == "offload":
+    if plan in residuals.OFFLOADING:
         inputs = 2 * config.hidden_size * config.num_hidden_layers * done.tokens
         seconds += EXPOSED * 2 * inputs / card.link
     return 1e3 * seconds

@@ -215,14 +215,15 @@ def footprint(shape: Shape, held: Held, plan: Remat) -> Footprint:
     config = shape.config
     layers, stream = config.num_hidden_layers, shape.tokens * shape.config.hidden_size
     one_input = stream * shape.stream_itemsize
-    moved = shape.working.offloaded if plan == "offload" else 0
+    moved = shape.working.offloaded if plan in residuals.OFFLOADING else 0
+    pieces = residuals.MLP_PIECES if plan == "least" else 1
     scores, names = _scores(shape), residuals.PLANS[plan]
     return Footprint(
         held=held,
         inputs=float(one_input * (moved or layers)),
         kept=float(layers * kept_bytes(shape, names)),
         hoisted=shape.working.hoisted * scores,
-        layer=_layer(shape, scores, names),
+        layer=_layer(shape, scores, names, pieces),
         logits=_logits(shape),
         gradients=float(held.gradients * (2 if shape.accumulation > 1 else 1)),
     )
@@ -275,7 +276,7 @@ def _scores(shape: Shape) -> float:
     return float(shape.rows * shape.config.num_attention_heads * side * side * 4)
 
 
-def _layer(shape: Shape, scores: float, kept: Sequence[str]) -> float:
+def _layer(shape: Shape, scores: float, kept: Sequence[str], pieces: int) -> float:
     """The larger of what the MLP and attention take while they are differentiated."""
     config, working, size = shape.config, shape.working, shape.itemsize
     D, F = config.hidden_size, config.intermediate_size
@@ -283,7 +284,10 @@ def _layer(shape: Shape, scores: float, kept: Sequence[str]) -> float:
     again = residuals.GATE not in kept
     common = shape.tokens * working.stream * D * shape.stream_itemsize
     projected = shape.tokens * working.heads * heads * size
-    mlp = (working.inner + again) * shape.tokens * F * size
+    pieces = pieces if shape.length % pieces == 0 else 1
+    mlp = (working.inner + again) * shape.tokens / pieces * F * size
+    if pieces > 1:  # what they are cut from, and what they give
+        mlp += 2 * shape.tokens * D * size
     if again or residuals.QUERY in kept:  # else they are not there yet
         mlp += projected
     if again and config.norm.sandwich:

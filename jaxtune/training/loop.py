@@ -13,6 +13,7 @@ from jaxtune.data.plan import Plan
 from jaxtune.data.rows import TokenizedRows
 from jaxtune.errors import NonFiniteLossError
 from jaxtune.language_model import LanguageModel
+from jaxtune.layers.residuals import OFFLOADING
 from jaxtune.models.placement import split_rows
 from jaxtune.training.best_model import note_best
 from jaxtune.training.callbacks import CallbackHandler
@@ -133,7 +134,7 @@ class Loop:
         step = self.step
         key, halted = self.start.dropout_key, np.bool_(False)
         # A CPU's own memory is the host's: there is nothing to move, and nothing to go wrong.
-        untried = model.model.remat == "offload" and jax.default_backend() != "cpu"
+        untried = model.model.remat in OFFLOADING and jax.default_backend() != "cpu"
         flops_a_token = 6 * count_parameters(model)[1]
 
         def take_step(window: Window) -> None:
@@ -144,7 +145,7 @@ class Loop:
                 batch = dataclasses.replace(batch, dropout_key=step_key)
             if untried:
                 # Where it is not the user's choice, "full" with the whole batch does not fit.
-                part = 4 if model.carried.auto_plan == "offload" else 1
+                part = 4 if model.carried.auto_plan in OFFLOADING else 1
                 check_offload(model, batch, self.plan.request.batch_size, part=part)
                 untried = False
             with deferred_interrupt():

@@ -20,7 +20,7 @@ def check_offload(
     """Compare the gradients of a micro-batch with and without offload.
 
     Args:
-      model: Its plan is "offload"; unchanged afterwards.
+      model: Its plan is "offload" or "least"; unchanged afterwards.
       batch: Of the first step.
       rows: Of a micro-batch; the first ones of a `Batch` are taken.
       part: Only so manieth a part of its tokens is compared, where the plan "full" with all of them
@@ -33,14 +33,14 @@ def check_offload(
     length = micro.input_ids.shape[1]
     micro = _first(micro, rows, max(length // part, 1))
     gradient = jax.jit(jax.grad(loss, argnums=1, has_aux=True), static_argnums=0)
-    found = {}
+    found, offloading = {}, model.model.remat
     try:
-        for plan in ("full", "offload"):
+        for plan in ("full", offloading):
             model.model.remat = plan
             found[plan] = gradient(*split(model), micro)[0]
     finally:
-        model.model.remat = "offload"
-    difference = largest_difference(found["offload"], found["full"])
+        model.model.remat = offloading
+    difference = largest_difference(found[offloading], found["full"])
     if not difference <= LIMIT:
         raise RuntimeError(
             "layer inputs kept in host memory must give the same gradients as without; on the "

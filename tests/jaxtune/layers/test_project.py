@@ -50,6 +50,7 @@ def context(*, adapters: bool = True, key: jax.Array | None = None) -> LayerCont
         split_kernels="auto",
         prepared={},
         middle_kept=False,
+        mlp_pieces=1,
     )
 
 

@@ -155,6 +155,17 @@ def test_the_compilers_peak_is_predicted(case: str, plan: Remat) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("case", ["mlp", "sizes", "other"])
+def test_an_mlp_in_pieces_is_predicted(case: str) -> None:
+    """Without what offload saves: a CPU has nowhere to move to."""
+    found, peak = predicted_and_planned(case, "least")
+    assert found.peak == pytest.approx(peak, rel=0.05)
+    whole, whole_peak = predicted_and_planned(case, "offload")
+    assert peak < 0.9 * whole_peak
+    assert found.peak < 0.9 * whole.peak
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["none", "gate_up", "attention", "full"])
 @pytest.mark.parametrize("case", CASES)
 def test_the_compilers_peak_of_every_plan_is_predicted(case: str, plan: Remat) -> None:
