@@ -1,7 +1,7 @@
 """`FastLanguageModel`: loading and adapting a model in two calls; composes, computes nothing."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from tqdm.auto import tqdm
 
@@ -20,9 +20,7 @@ REMAT: dict[bool | str, Remat] = {
     True: "full",
     False: "none",
     "unsloth": "offload",
-    "full": "full",
-    "none": "none",
-    "offload": "offload",
+    **{plan: plan for plan in get_args(Remat)},
 }
 
 # What scripts pass at a value that changes nothing: accepted at these values, refused at others.
@@ -108,10 +106,14 @@ class FastLanguageModel:
           rope_scaling: Replaces the checkpoint's, in config.json's terms.
           fix_tokenizer: Give the tokenizer a pad token of its own, never EOS, where it has none.
           trust_remote_code: False.
-          use_gradient_checkpointing: "auto" and True compute each layer again in the backward
+          use_gradient_checkpointing: "auto" leaves the choice to the trainer, which takes the
+            fastest of the plans below that fits the device; where the device's memory has no
+            known limit, as on a CPU, it is True. True computes each layer again in the backward
             pass ("full"); "unsloth" does so from inputs kept in pinned host memory ("offload"),
             tried on the first batch before it is used; False keeps the results of every product
-            and of attention ("none"), never a dequantised weight.
+            and of attention ("none"), never a dequantised weight; "gate_up" keeps of these what
+            attention and the MLP's two wide products give, "attention" the former alone. "least" is
+            "unsloth" with the MLP in pieces of a row; the frozen embedding stays on the device.
           resize_model_vocab: None.
           revision: Hub branch, tag or commit.
           use_exact_model_name: Either; a name is never swapped for another repository's.
@@ -141,7 +143,7 @@ class FastLanguageModel:
           ModelNotFoundError: No such folder or repository, or no access to it.
         """
         _check_neutral(locals())
-        remat = _remat(use_gradient_checkpointing)
+        _remat(use_gradient_checkpointing)
         check_backend(kernels)
         _check_length(max_seq_length)
         model, tokenizer = load_pretrained(
@@ -158,7 +160,7 @@ class FastLanguageModel:
             load_in_4bit=load_in_4bit and not load_in_16bit and not full_finetuning,
             full_finetuning=full_finetuning,
         )
-        model.model.remat = remat
+        _set_plan(model, use_gradient_checkpointing)
         model.model.kernels = kernels
         model.carried.random_state = random_state
         return model, tokenizer
@@ -230,9 +232,7 @@ class FastLanguageModel:
           ValueError: A value is out of range, or a target matches nothing.
         """
         _check_neutral(locals())
-        remat = model.model.remat
-        if use_gradient_checkpointing != "auto":
-            remat = _remat(use_gradient_checkpointing)
+        _remat(use_gradient_checkpointing)
         if model.carried.full_finetuning:
             tqdm.write("jaxtune: every weight is trained (full_finetuning); no adapter is added.")
             return model
@@ -259,7 +259,8 @@ class FastLanguageModel:
         seed = model.carried.random_state if random_state is None else random_state
         model.carried.adapter = create_adapter(model, request, seed=seed)
         model.carried.adapter_request = request
-        model.model.remat = remat
+        if use_gradient_checkpointing != "auto":
+            _set_plan(model, use_gradient_checkpointing)
         return model
 
     @staticmethod
@@ -273,7 +274,7 @@ class FastLanguageModel:
     ) -> LanguageModel:
         """Return the model: it has no modes; "auto" keeps the checkpointing it was loaded with."""
         if use_gradient_checkpointing != "auto":
-            model.model.remat = _remat(use_gradient_checkpointing)
+            _set_plan(model, use_gradient_checkpointing)
         return model
 
 
@@ -291,10 +292,16 @@ def _check_neutral(arguments: Mapping[str, Any]) -> None:
 def _remat(choice: bool | str) -> Remat:
     if choice not in REMAT:
         raise NotBuiltYetError(
-            "`use_gradient_checkpointing` must be 'auto', 'unsloth', True, False, 'full', 'none' "
-            f"or 'offload' in this version; got {choice!r}, which is not built yet."
+            f"`use_gradient_checkpointing` must be one of {list(REMAT)} in this version; got "
+            f"{choice!r}, which is not built yet."
         )
     return REMAT[choice]
+
+
+def _set_plan(model: LanguageModel, choice: bool | str) -> None:
+    """Set the plan, which the trainer may change if nobody chose it."""
+    model.model.remat = _remat(choice)
+    model.carried.auto_plan = model.model.remat if choice == "auto" else None
 
 
 def _check_length(max_seq_length: int | None) -> None:

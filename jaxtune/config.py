@@ -15,7 +15,8 @@ Activation = Literal["silu", "gelu_pytorch_tanh"]
 PACKING_STRATEGIES = ("bfd", "bfd_split", "wrapped")  # what each does: `jaxtune.data.packing.pack`
 BAD_ROWS = ("refuse", "skip")
 LONG_ROWS = ("cut", "refuse", "skip")
-Remat = Literal["full", "none", "offload"]  # what each does: `jaxtune.models.run.run_layers`
+# From the one that keeps most to the one that keeps least; see `jaxtune.models.run.run_layers`.
+Remat = Literal["none", "gate_up", "attention", "full", "offload", "least"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,31 +8,9 @@ from typing import Any
 
 import jax
 
+from jaxtune.memory import Compiler
+
 MIB = 2**20
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Compiler:
-    """What the compiler planned for the step, bytes.
-
-    Attributes:
-      arguments: Weights, adapter, optimizer state and batch.
-      outputs: New adapter and state, metrics.
-      aliased: Outputs that live in arguments' memory.
-      temporaries: Everything in between.
-      host_temporaries: The same in host memory (plan "offload").
-    """
-
-    arguments: int
-    outputs: int
-    aliased: int
-    temporaries: int
-    host_temporaries: int
-
-    @property
-    def peak(self) -> int:
-        """Bytes at the worst moment: arguments + outputs - aliased + temporaries."""
-        return self.arguments + self.outputs - self.aliased + self.temporaries
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,20 +42,6 @@ class Memory:
 def nbytes(tree: Any) -> int:
     """Bytes of the arrays of a tree."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-
-
-def planned(compiled: Any) -> Compiler | None:
-    """The compiler's plan of a compiled step; None where a platform tells nothing."""
-    stats = compiled.memory_analysis()
-    if stats is None:
-        return None
-    return Compiler(
-        arguments=stats.argument_size_in_bytes,
-        outputs=stats.output_size_in_bytes,
-        aliased=stats.alias_size_in_bytes,
-        temporaries=stats.temp_size_in_bytes,
-        host_temporaries=stats.host_temp_size_in_bytes,
-    )
 
 
 def allocated(device: jax.Device, key: str) -> int | None:

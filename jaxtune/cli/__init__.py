@@ -19,6 +19,7 @@ from jaxtune.cli.doctor_options import Doctor
 from jaxtune.cli.export_options import Export
 from jaxtune.cli.train_options import Train
 from jaxtune.cli.training_fields import registry
+from jaxtune.plan.options import PlanRequest
 from jaxtune.quickstart.options import Quickstart
 
 DESCRIPTION = """Fine-tune Llama, Mistral and Gemma with LoRA in JAX; the adapter loads in peft.
@@ -40,6 +41,7 @@ COMMANDS = {
     "export": (Export, "jaxtune.cli.export"),
     "doctor": (Doctor, "jaxtune.cli.doctor"),
     "bench": (Bench, "jaxtune.bench.run"),
+    "plan": (PlanRequest, "jaxtune.plan.run"),
 }
 COMPLETION = "--tyro-"  # of tyro's options that write completion scripts
 WRONG_REQUEST = 2

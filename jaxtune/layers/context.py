@@ -31,7 +31,8 @@ class LayerContext:
       prepared: Adapters of all layers as their products read them, by the number of the first
         projection of each group in its block; see `jaxtune.layers.linear.prepare`. A layer
         prepares what is missing itself.
-      named_kept: The backward pass finds what has a name (the plan "none").
+      middle_kept: The backward pass finds the stream between attention and MLP (plan "none").
+      mlp_pieces: Of a row that the MLP takes one after the other.
     """
 
     layer: Int[Array, ""] | int
@@ -46,4 +47,5 @@ class LayerContext:
     row_kernels: str
     split_kernels: str
     prepared: Mapping[int, Prepared]
-    named_kept: bool
+    middle_kept: bool
+    mlp_pieces: int

@@ -1,8 +1,10 @@
 """The gated MLP."""
 
+import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -46,3 +48,31 @@ class MLP(nnx.Module):
         activation = ACTIVATIONS[self.hidden_activation]
         hidden = glu(gate, up, activation=activation, backend=context.row_kernels)
         return self.down_proj(hidden, context, 6)
+
+
+def in_pieces(mlp: MLP, x: Float[Array, "B T D"], context: LayerContext) -> Float[Array, "B T D"]:
+    """Apply an MLP to pieces of the rows, one after the other, so that one has its wide arrays.
+
+    The backward pass computes each piece again. Weights are dequantised once a piece.
+
+    Args:
+      mlp: Of one layer.
+      x: Its input, [B, T, D].
+      context: Of the layer. Rows that do not divide into its `mlp_pieces` are taken whole.
+
+    Returns:
+      [B, T, D]; under dropout each piece has masks of its own.
+    """
+    pieces, (rows, length, width) = context.mlp_pieces, x.shape
+    if pieces == 1 or length % pieces:
+        return mlp(x, context)
+
+    @jax.checkpoint
+    def apply(piece: jax.Array, number: jax.Array) -> jax.Array:
+        key = context.dropout_key
+        key = None if key is None else jax.random.fold_in(key, number)
+        return mlp(piece, dataclasses.replace(context, dropout_key=key))
+
+    cut = jnp.moveaxis(x.reshape(rows, pieces, length // pieces, width), 1, 0)
+    y = jax.lax.map(lambda given: apply(*given), (cut, jnp.arange(pieces)))
+    return jnp.moveaxis(y, 0, 1).reshape(x.shape)

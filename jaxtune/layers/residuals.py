@@ -25,6 +25,18 @@ KEPT = (
     MLP_PROJECTION,
     INNER_NAME,
 )
+# What each plan keeps of a layer, beside its input; cuDNN's attention has no names, see `run`.
+ATTENTION = (OUTPUT_NAME, STATISTICS_NAME)
+PLANS = {
+    "none": KEPT,
+    "gate_up": (*ATTENTION, GATE, UP, MLP_PROJECTION, INNER_NAME),
+    "attention": (*ATTENTION, INNER_NAME),
+    "full": (),
+    "offload": (),
+    "least": (),
+}
+MLP_PIECES = 4  # of a row in the plan "least"
+OFFLOADING = ("offload", "least")  # the layer's input goes to the host's memory
 
 
 def named(x: jax.Array, name: str) -> jax.Array:

@@ -28,6 +28,8 @@ class Carried:
       full_finetuning: Every weight is trained; no adapter is added.
       mesh: Devices that hold the weights and share the rows; None: one device.
       training: Gives the numbers of the run that trains it, for its card: {what: value}.
+      auto_plan: The rematerialisation plan that was put by choice of the library, which may choose
+        another; None: the user chose.
       random_state: Seed of what is drawn later, unless it is given then.
     """
 
@@ -44,6 +46,7 @@ class Carried:
     full_finetuning: bool = False
     mesh: Any = None
     training: Callable[[], dict[str, str]] | None = None
+    auto_plan: str | None = None
     random_state: int = 3407
 
     def __eq__(self, other: object) -> bool:

@@ -17,9 +17,16 @@ from jaxtune.layers.cache import KVCache
 from jaxtune.layers.context import LayerContext
 from jaxtune.layers.embedding import Embedding, with_noise
 from jaxtune.layers.linear import Linear
-from jaxtune.layers.mlp import MLP
+from jaxtune.layers.mlp import MLP, in_pieces
 from jaxtune.layers.norm import RMSNorm
-from jaxtune.layers.residuals import ATTENTION_PROJECTION, MIDDLE, MLP_PROJECTION, named
+from jaxtune.layers.residuals import (
+    ATTENTION_PROJECTION,
+    MIDDLE,
+    MLP_PIECES,
+    MLP_PROJECTION,
+    PLANS,
+    named,
+)
 from jaxtune.layers.rope import rope_tables
 from jaxtune.layers.variables import weight_of
 from jaxtune.models.carried import Carried
@@ -74,12 +81,12 @@ class Block(nnx.Module):
             y = self.post_attention_layernorm(y, adapters=on, kernels=kernels)
             before_mlp = self.pre_feedforward_layernorm
         y = y.astype(x.dtype)
-        if context.named_kept:
+        if context.middle_kept:
             # Added outside the norm: the backward pass then redoes the norm from the kept sum, and
             # not from attention's projection, which it would have to redo first.
             x, y = named(x + y, MIDDLE), None
         normed, x = before_mlp.of_stream(x, y, adapters=on, kernels=kernels)
-        y = self.mlp(normed.astype(dtype), context)
+        y = in_pieces(self.mlp, normed.astype(dtype), context)
         if self.sandwich:
             y = named(y, MLP_PROJECTION)
             y = self.post_feedforward_layernorm(y, adapters=on, kernels=kernels)
@@ -268,7 +275,8 @@ class Decoder(nnx.Module):
                 row_kernels=self.row_kernels,
                 split_kernels=self.split_kernels,
                 prepared=ready,
-                named_kept=self.remat == "none",
+                middle_kept=MIDDLE in PLANS[self.remat],
+                mlp_pieces=MLP_PIECES if self.remat == "least" else 1,
             )
             return block(x, context)
 

@@ -6,7 +6,7 @@ layer's is written once. Everything else stays whole and is read by layer index 
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,29 +18,34 @@ from jaxtyping import Array, Bool
 
 from jaxtune.config import Remat as Remat
 from jaxtune.layers.cache import KVCache
-from jaxtune.layers.residuals import KEPT
+from jaxtune.layers.residuals import OFFLOADING, PLANS
 from pallas_kernels.attention import CUDNN
 from pallas_kernels.nf4 import is_stack
 
 LAYER_INPUT = "layer_input"
-_named = jax.checkpoint_policies.save_only_these_names(*KEPT)
 
 
-def _kept(primitive: Any, *arguments: Any, **parameters: Any) -> Any:
-    """What has a name, and what cuDNN gives: its statistics are out of a name's reach."""
-    return primitive.name.startswith(CUDNN) or _named(primitive, *arguments, **parameters)
+def _keeping(names: Sequence[str]) -> Callable[..., Any]:
+    """Keep what has one of the names, and what cuDNN gives: its statistics are out of their reach.
+
+    Every plan that keeps anything keeps what attention gives.
+    """
+    named = jax.checkpoint_policies.save_only_these_names(*names)
+
+    def kept(primitive: Any, *arguments: Any, **parameters: Any) -> Any:
+        return primitive.name.startswith(CUDNN) or named(primitive, *arguments, **parameters)
+
+    return kept
 
 
-POLICIES = {
-    "full": None,
-    "none": _kept,
-    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[],
-        names_which_can_be_offloaded=[LAYER_INPUT],
-        offload_src="device",
-        offload_dst="pinned_host",
-    ),
-}
+_offload = jax.checkpoint_policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=[LAYER_INPUT],
+    offload_src="device",
+    offload_dst="pinned_host",
+)
+POLICIES = {plan: _keeping(names) if names else None for plan, names in PLANS.items()}
+POLICIES |= dict.fromkeys(OFFLOADING, _offload)
 Carry = tuple[jax.Array, KVCache | None]
 Layer = Callable[[Any, jax.Array, KVCache | None, jax.Array, int], Carry]
 
@@ -65,8 +70,10 @@ def run_layers(
       period: Layers a period; what differs inside it is static.
       remat: "full" keeps each layer's input only and computes the rest again in the backward
         pass; "none" keeps the results of every product and of attention, so that only what is
-        elementwise is computed again, and never a dequantised weight; "offload" is "full" with
-        the inputs kept in pinned host memory.
+        elementwise is computed again, and never a dequantised weight; "gate_up" keeps of these
+        what attention and the MLP's two wide products give, and "attention" the former alone;
+        "offload" is "full" with the inputs kept in pinned host memory; "least" is that with the
+        MLP in pieces of the row (`jaxtune.layers.mlp.in_pieces`).
 
     Returns:
       The hidden states after the last layer, and the cache.
@@ -76,7 +83,7 @@ def run_layers(
     def apply(place: int, carry: Carry, leaves: nnx.State, index: jax.Array) -> Carry:
         here = jax.tree.map(functools.partial(_of_layer, index=index), fixed, is_leaf=is_stack)
         x, cache = carry
-        if remat == "offload":
+        if remat in OFFLOADING:
             # Named inside the body: the backward pass begins at the name, and the device's own
             # copy of the input is no residual.
             x = checkpoint_name(x, LAYER_INPUT)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-import optax
 from flax import nnx
 
 from jaxtune.adapters.counting import count_parameters
@@ -15,6 +14,7 @@ from jaxtune.data.plan import Plan
 from jaxtune.data.stream_plan import StreamPlan
 from jaxtune.errors import NonFiniteLossError
 from jaxtune.language_model import LanguageModel
+from jaxtune.layers.residuals import OFFLOADING
 from jaxtune.models.placement import split_rows
 from jaxtune.training.best_model import note_best
 from jaxtune.training.callbacks import CallbackHandler
@@ -22,13 +22,12 @@ from jaxtune.training.checkpoint import folder_of
 from jaxtune.training.config import SFTConfig
 from jaxtune.training.flow import ask_for_what_is_due
 from jaxtune.training.interrupt import deferred_interrupt
-from jaxtune.training.largest_step import describe, largest_window, peak_of
 from jaxtune.training.log import Log
 from jaxtune.training.non_finite import first_non_finite
 from jaxtune.training.offload_check import check_offload
 from jaxtune.training.resume import Start
 from jaxtune.training.saver import Saver
-from jaxtune.training.step import make_train_step, split
+from jaxtune.training.step import Step, split
 from jaxtune.training.train_rows import TrainRows
 
 
@@ -39,7 +38,7 @@ class Loop:
     Attributes:
       model: Its variables hold the arrays of the last step.
       args: The options.
-      tx: The optimizer.
+      step: What is made of each window.
       plan: How the rows are laid out.
       rows: To train on.
       start: Where the run begins.
@@ -52,7 +51,7 @@ class Loop:
 
     model: LanguageModel
     args: SFTConfig
-    tx: optax.GradientTransformation
+    step: Step
     plan: Plan | StreamPlan
     rows: TrainRows
     start: Start
@@ -129,20 +128,12 @@ class Loop:
 
     def _stepper(self) -> Callable[[Window], None]:
         """What makes the step of a window; the trained arrays go from one to the next inside."""
-        args, model, state, saver = self.args, self.model, self.handler.state, self.saver
-        graphdef, trainable, frozen = split(model)
-        step = make_train_step(
-            graphdef,
-            self.tx,
-            accumulation=args.gradient_accumulation_steps,
-            max_grad_norm=args.max_grad_norm,
-            label_smoothing=args.label_smoothing_factor,
-            neftune_noise_alpha=args.neftune_noise_alpha,
-            deterministic=args.full_determinism,
-        )
+        model, state, saver = self.model, self.handler.state, self.saver
+        _, trainable, frozen = split(model)
+        step = self.step
         key, halted = self.start.dropout_key, np.bool_(False)
         # A CPU's own memory is the host's: there is nothing to move, and nothing to go wrong.
-        untried = model.model.remat == "offload" and jax.default_backend() != "cpu"
+        untried = model.model.remat in OFFLOADING and jax.default_backend() != "cpu"
         flops_a_token = 6 * count_parameters(model)[1]
 
         def batch_of(window: Window) -> Batch | MicroBatches:
@@ -152,17 +143,13 @@ class Loop:
             step_key = jax.random.fold_in(key, state.global_step)
             return dataclasses.replace(batch, dropout_key=step_key)
 
-        largest = largest_window(self.plan, self.rows)
-        # A CPU's memory is the host's, which swaps.
-        if largest is not None and jax.default_backend() != "cpu":
-            arguments = (trainable, saver.opt_state, frozen, batch_of(largest), halted)
-            self.log.write(f"jaxtune: {describe(peak_of(step, *arguments), largest)}")
-
         def take_step(window: Window) -> None:
             nonlocal trainable, untried, halted
             batch = batch_of(window)
             if untried:
-                check_offload(model, batch, self.plan.request.batch_size)
+                # Where it is not the user's choice, "full" with the whole batch does not fit.
+                part = 4 if model.carried.auto_plan in OFFLOADING else 1
+                check_offload(model, batch, self.plan.request.batch_size, part=part)
                 untried = False
             with deferred_interrupt():
                 trainable, saver.opt_state, metrics = step(

@@ -14,27 +14,33 @@ from jaxtune.training.step import loss, split
 LIMIT = 0.02  # of a gradient's norm; rounding and unordered sums in 16 bits stay well below
 
 
-def check_offload(model: CausalLM, batch: Batch | MicroBatches, rows: int) -> None:
+def check_offload(
+    model: CausalLM, batch: Batch | MicroBatches, rows: int, *, part: int = 1
+) -> None:
     """Compare the gradients of a micro-batch with and without offload.
 
     Args:
-      model: Its plan is "offload"; unchanged afterwards.
+      model: Its plan is "offload" or "least"; unchanged afterwards.
       batch: Of the first step.
       rows: Of a micro-batch; the first ones of a `Batch` are taken.
+      part: Only so manieth a part of its tokens is compared, where the plan "full" with all of them
+        would not fit into the device.
 
     Raises:
       RuntimeError: A gradient differs by more than `LIMIT` of its norm.
     """
-    micro = batch.first() if isinstance(batch, MicroBatches) else _first_rows(batch, rows)
+    micro = batch.first() if isinstance(batch, MicroBatches) else batch
+    length = micro.input_ids.shape[1]
+    micro = _first(micro, rows, max(length // part, 1))
     gradient = jax.jit(jax.grad(loss, argnums=1, has_aux=True), static_argnums=0)
-    found = {}
+    found, offloading = {}, model.model.remat
     try:
-        for plan in ("full", "offload"):
+        for plan in ("full", offloading):
             model.model.remat = plan
             found[plan] = gradient(*split(model), micro)[0]
     finally:
-        model.model.remat = "offload"
-    difference = largest_difference(found["offload"], found["full"])
+        model.model.remat = offloading
+    difference = largest_difference(found[offloading], found["full"])
     if not difference <= LIMIT:
         raise RuntimeError(
             "layer inputs kept in host memory must give the same gradients as without; on the "
@@ -44,12 +50,14 @@ def check_offload(model: CausalLM, batch: Batch | MicroBatches, rows: int) -> No
         )
 
 
-def _first_rows(batch: Batch, rows: int) -> Batch:
+def _first(batch: Batch, rows: int, length: int) -> Batch:
+    """The first tokens of the first rows."""
+    segments, positions = batch.segment_ids, batch.positions
     return Batch(
-        input_ids=batch.input_ids[:rows],
-        labels=batch.labels[:rows],
-        segment_ids=None if batch.segment_ids is None else batch.segment_ids[:rows],
-        positions=None if batch.positions is None else batch.positions[:rows],
+        input_ids=batch.input_ids[:rows, :length],
+        labels=batch.labels[:rows, :length],
+        segment_ids=None if segments is None else segments[:rows, :length],
+        positions=None if positions is None else positions[:rows, :length],
         dropout_key=batch.dropout_key,
         layout=batch.layout,
     )

@@ -1,7 +1,7 @@
 """How a run begins: its state, and what is said of its size, dtype and layout."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -47,6 +47,7 @@ def start_lines(
     plan: Plan | StreamPlan,
     state: TrainerState,
     resumed: Path | None,
+    memory: Sequence[str],
 ) -> Iterator[str]:
     """What is about to be trained.
 
@@ -56,11 +57,13 @@ def start_lines(
       plan: How the rows are laid out.
       state: Where the run begins, and how far it goes.
       resumed: The checkpoint that it goes on from.
+      memory: What is known of the memory that it takes.
 
     Yields:
       Lines for a person.
     """
     yield from _banner(model, plan, state)
+    yield from memory
     if resumed is not None:
         yield f"jaxtune: {resumed} is resumed at step {state.global_step:,}"
     for asked, name in ((args.fp16, "float16"), (args.bf16, "bfloat16")):

@@ -49,6 +49,7 @@ from jaxtune.training.log import Log
 from jaxtune.training.loop import Loop
 from jaxtune.training.loss_plot import loss_figure
 from jaxtune.training.manifest import Identity
+from jaxtune.training.memory_plan import settle
 from jaxtune.training.reports import own_callbacks
 from jaxtune.training.resume import Start, find_checkpoint, resume, start_anew
 from jaxtune.training.run_numbers import run_numbers
@@ -211,7 +212,8 @@ class SFTTrainer(EvaluationMethods):
           Steps made, mean loss and rates.
 
         Raises:
-          ValueError: There is no such checkpoint, or it is damaged or not one of this run.
+          ValueError: There is no such checkpoint, or it is damaged or not one of this run; or a
+            step does not fit into the device's memory.
           NonFiniteLossError: A loss or gradient was NaN or infinite; the model is left as it was
             before that step, with a checkpoint of it where `save_strategy` writes any. In float16
             a step that overflows is left out, and the loss scaled less; this is raised where no
@@ -233,19 +235,18 @@ class SFTTrainer(EvaluationMethods):
         tx = self._prepare_optimizer(total)
         identity = functools.cache(self._identity)
         start = self._start(folder, tx, total, identity)
-        # A stream has no length: as many passes as the steps take.
-        passes = sys.maxsize if plan.examples is None else math.ceil(total / per_epoch)
-        handler.state = state_of(start.state, args, total, passes)
+        handler.state = state_of(start.state, args, total, _passes(total, plan))
         handler.restore(start.state.stateful_callbacks)
         handler.more |= {"optimizer": tx, "lr_scheduler": self.lr_scheduler}
         self.model.carried.training = functools.partial(run_numbers, args, self.state)
         log = Log(self.state, self.lr_scheduler, args, self._tell_log, start.losses)
-        self._report_start(log, plan, folder)
+        settled = settle(self.model, args, tx, plan, self.train_dataset, start)
+        self._report_start(log, plan, folder, settled.lines)
         saver = Saver(self.model, self.tokenizer, args, start, identity=identity)
         loop = Loop(
             model=self.model,
             args=args,
-            tx=tx,
+            step=settled.step,
             plan=plan,
             rows=self.train_dataset,
             start=start,
@@ -451,9 +452,11 @@ class SFTTrainer(EvaluationMethods):
             drop_last=self.args.dataloader_drop_last,
         )
 
-    def _report_start(self, log: Log, plan: Plan | StreamPlan, resumed: Path | None) -> None:
+    def _report_start(
+        self, log: Log, plan: Plan | StreamPlan, resumed: Path | None, memory: Sequence[str]
+    ) -> None:
         """Say what is about to be trained, and what was done to the rows."""
-        for line in start_lines(self.model, self.args, plan, self.state, resumed):
+        for line in start_lines(self.model, self.args, plan, self.state, resumed, memory):
             log.write(line)
         rows, tokenizer = known_rows(self.train_dataset), self.tokenizer
         for line in report_lines(rows, tokenizer, self.max_length, colour=log.colour):
@@ -465,6 +468,11 @@ class SFTTrainer(EvaluationMethods):
 
 class UnslothTrainer(SFTTrainer):
     """`SFTTrainer` under Unsloth's name: the options alone say what a run does."""
+
+
+def _passes(steps: int, plan: Plan | StreamPlan) -> int:
+    """Over the data; a stream has no length: as many as the steps take."""
+    return sys.maxsize if plan.examples is None else math.ceil(steps / plan.windows_per_epoch)
 
 
 def _first(given: Any, otherwise: Any) -> Any:

@@ -25,7 +25,7 @@ def test_every_option_is_explained(capsys):
     out = capsys.readouterr().out
     for name in Bench.__dataclass_fields__:
         assert re.search(rf"--{name}[ ,]", out), name
-    assert "{full,none,offload}" in out
+    assert "{none,gate_up,attention,full,offload,least}" in out
     assert "{4,16}" in out
 
 
@@ -55,7 +55,7 @@ def test_the_plans_are_those_of_the_model():
         (["--accumulation", "0"], "--accumulation must be >= 1; got 0"),
         (["--steps", "9"], "--steps must be >= 10; got 9"),
         (["--bits", "8"], "8"),
-        (["--plan", "least"], "least"),
+        (["--plan", "most"], "most"),
         (["--model", "llama-3-9b"], "got 'llama-3-9b'"),
         (["--output", "no/such/folder.json"], "--output must be a file"),
         (["--profile", str(ROOT / "README.md")], "is a file"),

@@ -49,7 +49,8 @@ def context(*, adapters: bool = True, key: jax.Array | None = None) -> LayerCont
         row_kernels="auto",
         split_kernels="auto",
         prepared={},
-        named_kept=False,
+        middle_kept=False,
+        mlp_pieces=1,
     )
 
 

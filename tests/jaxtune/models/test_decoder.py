@@ -1,6 +1,7 @@
 """The decoder's structure: positions, programs that do not grow with depth, what remat keeps."""
 
 import dataclasses
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from transformers import DataCollatorWithFlattening
 
 from jaxtune.adapters.inject import inject_lora
 from jaxtune.adapters.modules import projections
-from jaxtune.config import DecoderConfig, LayerSpec, NormSpec, RopeSpec
+from jaxtune.config import DecoderConfig, LayerSpec, NormSpec, Remat, RopeSpec
 from jaxtune.data.batch import Batch
 from jaxtune.layers.cache import empty_cache
 from jaxtune.layers.linear import LoraSpec
@@ -96,11 +97,11 @@ def test_what_the_backward_pass_keeps_changes_no_gradient() -> None:
     rows = np.random.default_rng(0).integers(0, 64, (2, 16)).astype(np.int32)
     batch = Batch(input_ids=rows, labels=rows, layout="causal")
     gradients = {}
-    for remat in ("full", "none", "offload"):
+    for remat in get_args(Remat):
         model.model.remat = remat
         gradient = jax.jit(jax.grad(loss, argnums=1, has_aux=True), static_argnums=0)
         gradients[remat] = jax.tree.leaves(gradient(*split(model), batch)[0])
-    for remat in ("none", "offload"):
+    for remat in get_args(Remat):
         pairs = zip(gradients[remat], gradients["full"], strict=True)
         errors = [relative_error(*pair) for pair in pairs]
         assert max(errors) <= tolerance("float32", "window_gradient")

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -16,7 +16,15 @@ from jaxtune.adapters.modules import projections
 from jaxtune.config import DecoderConfig, LayerSpec, NormSpec, Remat, RopeSpec
 from jaxtune.data.batch import Batch
 from jaxtune.layers.linear import LoraSpec
-from jaxtune.layers.residuals import INNER_NAME, KEPT
+from jaxtune.layers.residuals import (
+    GATE,
+    INNER_NAME,
+    KEPT,
+    MLP_PROJECTION,
+    OUTPUT_NAME,
+    STATISTICS_NAME,
+    UP,
+)
 from jaxtune.models.build import build, freeze
 from jaxtune.models.decoder import CausalLM
 from jaxtune.models.gemma2 import Gemma2ForCausalLM
@@ -105,11 +113,26 @@ def inner_programs(value: Any) -> Iterator[Any]:
         yield getattr(value, "jaxpr", value)
 
 
+def gradient_equations(remat: Remat) -> list[Any]:
+    """Of one layer's programs, forward and backward; what nothing reads is left out."""
+    program = traced(lambda f, x: jax.grad(f)(x), remat)
+    return list(equations(program))
+
+
 def dequantizations(remat: Remat) -> int:
-    """Look-ups in a table of 16 codes in one layer's programs, forward and backward."""
+    """Look-ups in a table of 16 codes."""
     return sum(
         equation.primitive.name == "gather" and equation.invars[0].aval.shape == (16,)
-        for equation in equations(traced(lambda f, x: jax.grad(f)(x), remat))
+        for equation in gradient_equations(remat)
+    )
+
+
+def attention_forwards(remat: Remat) -> int:
+    """Maxima of a softmax's rows, of which the backward pass has none."""
+    heads = CONFIG.num_key_value_heads
+    return sum(
+        equation.primitive.name == "reduce_max" and heads in equation.invars[0].aval.shape
+        for equation in gradient_equations(remat)
     )
 
 
@@ -142,7 +165,7 @@ def is_batch(variable: Any) -> bool:
     return variable.aval.shape[:1] == BATCH.input_ids.shape[:1]
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("remat", get_args(Remat))
 def test_no_dense_weight_is_kept(remat: Remat) -> None:
     shapes = matrices(model_of(sandwich=False))
     held = [variable.aval for variable in kept(remat).outvars]
@@ -154,10 +177,20 @@ def test_no_dense_weight_is_kept(remat: Remat) -> None:
     assert [value for value in floats if value.size in sizes] == []
 
 
-def test_none_dequantises_twice_a_projection_and_full_once_more() -> None:
-    assert dequantizations("none") == 2 * 7
-    # The last product's result is read by nothing in the backward pass.
-    assert dequantizations("full") == 3 * 7 - 1
+@pytest.mark.parametrize(
+    ("remat", "again", "forwards"),
+    [
+        ("none", 0, 1),
+        ("gate_up", 4, 1),  # q, k, v and o
+        ("attention", 6, 1),
+        ("full", 6, 2),  # the last product's result is read by nothing in the backward pass
+        ("offload", 6, 2),
+        ("least", 6, 2),  # rows of 13 tokens do not divide into pieces
+    ],
+)
+def test_what_a_plan_does_again(remat: Remat, again: int, forwards: int) -> None:
+    assert dequantizations(remat) == 2 * 7 + again
+    assert attention_forwards(remat) == forwards
 
 
 def test_none_keeps_each_name_and_nothing_else() -> None:
@@ -167,6 +200,17 @@ def test_none_keeps_each_name_and_nothing_else() -> None:
     for name in ("attention_projection", "mlp_projection"):  # no norm follows them
         del expected[name]
     assert kept_a_layer("none") == expected
+
+
+def test_gate_up_keeps_what_attention_and_the_wide_products_give() -> None:
+    expected = {LAYER_INPUT: 1, OUTPUT_NAME: 1, STATISTICS_NAME: 1, GATE: 1, UP: 1, INNER_NAME: 4}
+    assert kept_a_layer("gate_up") == expected
+    assert kept_a_layer("gate_up", sandwich=True) == expected | {MLP_PROJECTION: 1}
+
+
+def test_attention_keeps_what_attention_gives() -> None:
+    expected = {LAYER_INPUT: 1, OUTPUT_NAME: 1, STATISTICS_NAME: 1, INNER_NAME: 4}
+    assert kept_a_layer("attention") == expected
 
 
 def test_full_keeps_the_layers_input() -> None:

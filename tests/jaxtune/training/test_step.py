@@ -420,7 +420,8 @@ def test_dropout_keeps_the_expected_share_and_the_expectation():
         row_kernels="auto",
         split_kernels="auto",
         prepared={},
-        named_kept=False,
+        middle_kept=False,
+        mlp_pieces=1,
     )
     n = 40_000
     y = np.asarray(linear(jnp.ones((1, n // 4, 4)), context, 0))

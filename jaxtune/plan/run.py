@@ -1,0 +1,108 @@
+"""`jaxtune plan`: build the model without its weights, count bytes and milliseconds, print them."""
+
+from typing import get_args
+
+from convert import AdapterConfig
+from jaxtune import runtime
+from jaxtune.adapters.create import create_adapter
+from jaxtune.adapters.targets import PROJECTIONS
+from jaxtune.bench.setup import make_optimizer
+from jaxtune.bench.subject import Subject, check_length, find_subject
+from jaxtune.config import Remat
+from jaxtune.console import say
+from jaxtune.models.build import build
+from jaxtune.models.decoder import CausalLM
+from jaxtune.plan.cards import Card, card_of
+from jaxtune.plan.options import PlanRequest
+from jaxtune.plan.report import Row, lines
+from jaxtune.plan.speed import milliseconds
+from jaxtune.training.footprint import Footprint, footprint, largest
+from jaxtune.training.memory_plan import USABLE
+from jaxtune.training.sizes import held_by, shape_of
+
+
+def run(options: PlanRequest) -> int:
+    """Print what a step would take.
+
+    Args:
+      options: Of the command line.
+
+    Returns:
+      The exit status: 0, also where no plan fits.
+
+    Raises:
+      ValueError: An option that the model does not serve.
+    """
+    runtime.use_cpu()  # nothing is computed, and a GPU would be taken for it
+    card = card_of(options.gpu)
+    if card is None:  # the options have been checked
+        raise ValueError(f"--gpu must be a card or its memory; got {options.gpu!r}.")
+    subject = find_subject(options.model)
+    check_length(subject, options.length, packing=False)
+    limit = USABLE * options.memory_fraction * card.memory
+    say(*lines(options, subject.config, card, limit, rows_of(options, subject, card, limit)))
+    return 0
+
+
+def rows_of(options: PlanRequest, subject: Subject, card: Card, limit: float) -> list[Row]:
+    """What each plan takes.
+
+    Args:
+      options: Of the command line.
+      subject: The model.
+      card: The GPU.
+      limit: Bytes that may be used of it.
+
+    Returns:
+      A row a plan, the fastest first.
+    """
+    model = abstract_model(options, subject, card)
+    held = held_by(model, make_optimizer(options.optim))
+
+    def predicted(plan: Remat, rows: int, length: int) -> Footprint:
+        shape = shape_of(
+            model,
+            rows,
+            length,
+            accumulation=options.accumulation,
+            gpu=True,
+            blockwise=not card.kernels,
+        )
+        return footprint(shape, held, plan)
+
+    def row(plan: Remat) -> Row:
+        found = predicted(plan, options.batch, options.length)
+        return Row(
+            plan=plan,
+            parts=found.parts(),
+            milliseconds=milliseconds(
+                subject.config,
+                card,
+                plan,
+                rows=options.batch,
+                length=options.length,
+                bits=options.bits,
+                accumulation=options.accumulation,
+            ),
+            fits=found.peak <= limit,
+            largest_batch=largest(lambda n: predicted(plan, n, options.length).peak <= limit),
+            longest_row=largest(
+                lambda n: predicted(plan, options.batch, n).peak <= limit,
+                subject.config.max_position_embeddings,
+            ),
+        )
+
+    return [row(plan) for plan in get_args(Remat)]
+
+
+def abstract_model(options: PlanRequest, subject: Subject, card: Card) -> CausalLM:
+    """The model with its adapter, without an array."""
+    model = build(subject.family, subject.config, "abstract", dtype=card.dtype, bits=options.bits)
+    request = AdapterConfig(
+        base_model_name_or_path=subject.name,
+        r=options.rank,
+        lora_alpha=options.rank,
+        target_modules=list(PROJECTIONS),
+    )
+    create_adapter(model, request, seed=0)
+    return model

@@ -1,0 +1,101 @@
+"""What `jaxtune.training.footprint` needs to know of a model, an optimizer and a batch."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from jaxtune.adapters.modules import projections
+from jaxtune.layers.variables import Frozen
+from jaxtune.models.decoder import CausalLM, stream_dtype
+from jaxtune.training.footprint import ON_CPU, ON_GPU, Held, Shape
+from jaxtune.training.step import merge, split
+from pallas_kernels.nf4 import is_stack
+
+# Projections that read one input, by the ends of their names.
+GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+
+
+def held_by(model: CausalLM, tx: optax.GradientTransformation) -> Held:
+    """What lies on the device between the steps of a run.
+
+    Args:
+      model: With its adapter; abstract leaves will do.
+      tx: The optimizer.
+
+    Returns:
+      Bytes.
+    """
+    graphdef, trainable, frozen = split(model)
+    # In pinned host memory between steps or not, on the device during the update.
+    state = jax.eval_shape(tx.init, trainable)
+    ready = jax.eval_shape(
+        lambda trainable, frozen: merge(graphdef, trainable, frozen).model.layers.prepare(
+            model.dtype, adapters=True, dropout_key=None
+        ),
+        trainable,
+        frozen,
+    )
+    return Held(
+        weights=nbytes(frozen),
+        trained=nbytes(trainable),
+        optimizer=nbytes(state),
+        gradients=sum(
+            math.prod(leaf.shape) * max(leaf.dtype.itemsize, 4)
+            for leaf in jax.tree.leaves(trainable)
+        ),
+        prepared=nbytes(ready),
+    )
+
+
+def shape_of(
+    model: CausalLM, rows: int, length: int, *, accumulation: int, gpu: bool, blockwise: bool
+) -> Shape:
+    """What a step works on.
+
+    Args:
+      model: With its adapter; abstract leaves will do.
+      rows: Of a micro-batch on one device.
+      length: Tokens a row.
+      accumulation: Micro-batches a step.
+      gpu: Whether the device is one.
+      blockwise: Whether attention is plain JAX there.
+
+    Returns:
+      Its sizes.
+    """
+    leaves = jax.tree.leaves(nnx.state(model.model.layers, Frozen), is_leaf=is_stack)
+    return Shape(
+        config=model.config,
+        rows=rows,
+        length=length,
+        itemsize=model.dtype.itemsize,
+        stream_itemsize=jnp.dtype(stream_dtype(model.dtype)).itemsize,
+        ranks=_ranks(model),
+        four_bits=any(map(is_stack, leaves)),
+        blockwise=blockwise,
+        accumulation=accumulation,
+        working=ON_GPU if gpu else ON_CPU,
+    )
+
+
+def nbytes(tree: Any) -> int:
+    """Bytes of a tree's arrays, abstract ones too."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _ranks(model: CausalLM) -> tuple[int, int, int, int]:
+    """Ranks of each group, the largest of each projection's layers."""
+    found = projections(model)
+    sums = [
+        sum(
+            max(linear.lora.ranks)
+            for path, linear in found.items()
+            if linear.lora is not None and path.rpartition(".")[2] in names
+        )
+        for names in GROUPS
+    ]
+    return sums[0], sums[1], sums[2], sums[3]
