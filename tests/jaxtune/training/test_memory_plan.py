@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from jaxtune import FastLanguageModel, SFTConfig, SFTTrainer
