@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxtune import functional as functional
     from jaxtune.api import FastLanguageModel as FastLanguageModel
+    from jaxtune.api import FastModel as FastModel
     from jaxtune.chat_templates import get_chat_template as get_chat_template
     from jaxtune.chat_templates import standardize_data_formats as standardize_data_formats
     from jaxtune.chat_templates import standardize_sharegpt as standardize_sharegpt
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from jaxtune.generation.streamers import TextIteratorStreamer as TextIteratorStreamer
     from jaxtune.generation.streamers import TextStreamer as TextStreamer
     from jaxtune.memory import memory_stats as memory_stats
+    from jaxtune.models.precision import is_bfloat16_supported as is_bfloat16_supported
     from jaxtune.torch_export import to_torch as to_torch
     from jaxtune.training.callbacks import TrainerCallback as TrainerCallback
     from jaxtune.training.collators import DataCollatorForSeq2Seq as DataCollatorForSeq2Seq
@@ -31,6 +33,7 @@ _HOMES = {
     "DataCollatorForSeq2Seq": "jaxtune.training.collators",
     "EarlyStoppingCallback": "jaxtune.training.early_stopping",
     "FastLanguageModel": "jaxtune.api",
+    "FastModel": "jaxtune.api",
     "SFTConfig": "jaxtune.training.config",
     "SFTTrainer": "jaxtune.training.trainer",
     "TextIteratorStreamer": "jaxtune.generation.streamers",
@@ -40,6 +43,7 @@ _HOMES = {
     "UnslothTrainer": "jaxtune.training.trainer",
     "UnslothTrainingArguments": "jaxtune.training.config",
     "functional": "jaxtune",
+    "is_bfloat16_supported": "jaxtune.models.precision",
     "memory_stats": "jaxtune.memory",
     "get_chat_template": "jaxtune.chat_templates",
     "standardize_data_formats": "jaxtune.chat_templates",
@@ -53,6 +57,7 @@ __all__ = [
     "DataCollatorForSeq2Seq",
     "EarlyStoppingCallback",
     "FastLanguageModel",
+    "FastModel",
     "SFTConfig",
     "SFTTrainer",
     "TextIteratorStreamer",
@@ -63,6 +68,7 @@ __all__ = [
     "UnslothTrainingArguments",
     "functional",
     "get_chat_template",
+    "is_bfloat16_supported",
     "memory_stats",
     "standardize_data_formats",
     "standardize_sharegpt",

@@ -278,6 +278,10 @@ class FastLanguageModel:
         return model
 
 
+class FastModel(FastLanguageModel):
+    """`FastLanguageModel` under Unsloth's newer name; for text models."""
+
+
 def _check_neutral(arguments: Mapping[str, Any]) -> None:
     """Refuse an argument of `NEUTRAL` at a value that would have to do something."""
     for name in arguments.keys() & NEUTRAL.keys():

@@ -43,7 +43,15 @@ def resolve_dtype(dtype: Any) -> jnp.dtype:
     return jnp.dtype(_NAMES[name])
 
 
-def _device_dtype(device: jax.Device) -> Any:
+def is_bfloat16_supported() -> bool:
+    """Whether JAX's default device is one that computes in bfloat16: none older than 8.0, no CPU.
+
+    What notebooks pass on as `bf16=`, and its opposite as `fp16=`; a model's own dtype decides.
+    """
+    return _device_dtype(jax.devices()[0]) == jnp.bfloat16
+
+
+def _device_dtype(device: Any) -> Any:
     if device.platform == "cpu":
         return jnp.float32
     capability = getattr(device, "compute_capability", None)

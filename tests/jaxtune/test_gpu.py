@@ -19,7 +19,7 @@ from jaxtune.data.batch import Batch
 from jaxtune.language_model import with_verbs
 from jaxtune.models.build import build
 from jaxtune.models.llama import LlamaForCausalLM
-from jaxtune.models.precision import resolve_dtype
+from jaxtune.models.precision import is_bfloat16_supported, resolve_dtype
 from jaxtune.training.step import loss, split
 from pallas_kernels import attention, linear_cross_entropy
 from tests.families import SMALL
@@ -84,6 +84,7 @@ def test_offloaded_inputs_leave_the_device() -> None:
 
 def test_the_default_dtype_is_bfloat16() -> None:
     assert resolve_dtype(None) == jnp.bfloat16
+    assert is_bfloat16_supported()
 
 
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (700, 50.0)])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+import jaxtune
 from jaxtune import FastLanguageModel
 from jaxtune.errors import (
     IncompatibleCheckpointError,
@@ -56,6 +58,18 @@ def test_weights_land_in_their_layers_bit_for_bit(folder: Path) -> None:
     np.testing.assert_array_equal(
         model.model.embed_tokens.weight[...], weights["model.embed_tokens.weight"]
     )
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "supported"),
+    [("cpu", None, False), ("gpu", "7.5", False), ("gpu", "8.0", True), ("tpu", None, True)],
+)
+def test_bfloat16_is_supported_where_it_is_the_default(
+    platform: str, capability: str | None, supported: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = types.SimpleNamespace(platform=platform, compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert jaxtune.is_bfloat16_supported() is supported
 
 
 @pytest.mark.parametrize(
