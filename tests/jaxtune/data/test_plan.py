@@ -169,10 +169,10 @@ def test_what_does_not_fill_a_micro_batch_can_be_left_out(kind):
     rows = len(whole.bins)
     assert rows % 4
     assert cut.micro_batches_per_epoch == rows // 4 == whole.micro_batches_per_epoch - 1
-    windows = list(cut.windows(marked(ragged()), 0))
+    windows = list(cut.windows(marked(ragged()), Place()))
     assert len(windows) == cut.windows_per_epoch == -(-(rows // 4) // 2)
     assert sum(window.rows for window in windows) == rows // 4 * 4
-    assert sum(window.rows for window in whole.windows(marked(ragged()), 0)) == rows
+    assert sum(window.rows for window in whole.windows(marked(ragged()), Place())) == rows
 
 
 def test_rows_that_fill_no_micro_batch_are_not_all_left_out():
@@ -182,7 +182,8 @@ def test_rows_that_fill_no_micro_batch_are_not_all_left_out():
 
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_rows_can_come_in_their_own_order(kind):
-    windows = plan_of([5] * 9, **LAYOUTS[kind], sampling="sequential").windows(marked([5] * 9), 1)
+    plan = plan_of([5] * 9, **LAYOUTS[kind], sampling="sequential")
+    windows = plan.windows(marked([5] * 9), Place(epoch=1))
     assert [sorted(tokens_in(window)) for window in windows] == [[*range(1, 9)], [9]]
 
 
