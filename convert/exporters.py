@@ -58,13 +58,17 @@ def _export_peft(options: argparse.Namespace, meter: Meter) -> str:
     )
 
 
-def _add_merged_options(parser: argparse.ArgumentParser) -> None:
+def _add_base_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base",
         type=Path,
         metavar="FOLDER",
         help="the base model's folder; by default the one that adapter_config.json names",
     )
+
+
+def _add_merged_options(parser: argparse.ArgumentParser) -> None:
+    _add_base_option(parser)
     parser.add_argument(
         "--dtype",
         choices=sorted(_DTYPES),
@@ -93,12 +97,7 @@ def _export_merged(options: argparse.Namespace, meter: Meter) -> str:
 
 
 def _add_gguf_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--base",
-        type=Path,
-        metavar="FOLDER",
-        help="the base model's folder; by default the one that adapter_config.json names",
-    )
+    _add_base_option(parser)
     parser.add_argument(
         "--method",
         action="append",

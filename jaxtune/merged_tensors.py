@@ -96,12 +96,10 @@ def base_tensors(
     for place in places(model):
         for layer, name in enumerate(place.names):
             index = layer if place.stacked else None
-            for part in ("weight", "bias"):
-                stack = weight_of(place.module, False)
-                if part == "bias":
-                    if getattr(place.module, "bias", None) is None:
-                        continue
-                    stack = place.module.bias.get_value()
+            stacks = {"weight": weight_of(place.module, False)}
+            if getattr(place.module, "bias", None) is not None:
+                stacks["bias"] = place.module.bias.get_value()
+            for part, stack in stacks.items():
                 shape = tuple(stack.shape if index is None else stack.shape[1:])
                 read = functools.partial(_cast_dense, stack, index, dtype)
                 written = written_name(held, f"{name}.{part}")

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxtune.data.batch import IGNORE, Batch, shift_labels
 from jaxtune.models.decoder import CausalLM
-from jaxtune.training.step import merge
+from jaxtune.training.step import head_loss, merge
 from pallas_kernels import linear_cross_entropy_rows
 
 # Logits that exist at a time, bytes.
@@ -52,14 +52,7 @@ def evaluation_step(
     hidden, _ = model.model(jnp.asarray(batch.input_ids))
     labels = jnp.asarray(batch.labels)
     wanted = shift_labels(labels, None)
-    losses = linear_cross_entropy_rows(
-        hidden.reshape(-1, hidden.shape[-1]),
-        model.head_weight().astype(hidden.dtype),
-        wanted.reshape(-1),
-        softcap=model.config.final_logit_softcapping,
-        label_smoothing=label_smoothing,
-        backend=model.model.split_kernels,
-    )
+    losses = head_loss(linear_cross_entropy_rows, model, hidden, wanted, label_smoothing)
     entropy, correct, predictions = _by_chunks(
         functools.partial(_looked_at, model, preprocess), model.config.vocab_size
     )(hidden, labels, wanted)

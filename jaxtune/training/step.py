@@ -102,7 +102,30 @@ def token_losses(
     """
     segment_ids = None if batch.segment_ids is None else jnp.asarray(batch.segment_ids)
     labels = shift_labels(jnp.asarray(batch.labels), segment_ids)
-    loss_sum = linear_cross_entropy(
+    loss_sum = head_loss(linear_cross_entropy, model, hidden, labels, label_smoothing)
+    return loss_sum, jnp.sum(labels != IGNORE)
+
+
+def head_loss(
+    op: Callable[..., jax.Array],
+    model: CausalLM,
+    hidden: Float[Array, "B T D"],
+    labels: Int[Array, "B T"],
+    label_smoothing: float,
+) -> jax.Array:
+    """Hand a model's head and what its configuration says of the loss to one of the losses.
+
+    Args:
+      op: `linear_cross_entropy`, or `linear_cross_entropy_rows`.
+      model: Its output head is used.
+      hidden: After the final norm.
+      labels: Shifted.
+      label_smoothing: As in `loss`.
+
+    Returns:
+      What `op` returns for [B * T] rows.
+    """
+    return op(
         hidden.reshape(-1, hidden.shape[-1]),
         model.head_weight().astype(hidden.dtype),
         labels.reshape(-1),
@@ -110,7 +133,6 @@ def token_losses(
         label_smoothing=label_smoothing,
         backend=model.model.split_kernels,
     )
-    return loss_sum, jnp.sum(labels != IGNORE)
 
 
 def window_gradient(

@@ -45,6 +45,10 @@ class Part:
         """Its share of an array whose first axis is that of B."""
         return array[self.row : self.row + self.rows]
 
+    def own(self, b: Array) -> Array:
+        """Its B, [O, r], of `Prepared.b`."""
+        return self.of_rows(b)[:, : self.rank]
+
     def of_columns(self, array: Array) -> Array:
         """Its share of an array whose last axis is that of A^T."""
         return array[..., self.column : self.column + self.rank]
@@ -74,7 +78,7 @@ def forward(options: Options, inputs: Inputs) -> tuple[tuple[Float[Array, "*B _"
     for weight, part in zip(inputs.weights, parts, strict=True):
         y = product(x, weight, inputs.layer, options.kernels)
         with jax.named_scope("lora"):
-            outputs.append(y + part.of_columns(p) @ part.of_rows(b)[:, : part.rank].T)
+            outputs.append(y + part.of_columns(p) @ part.own(b).T)
     return tuple(outputs), Residuals(inputs, p)
 
 
@@ -116,8 +120,7 @@ def backward(
     a, b = _at(inputs, inputs.prepared.a), _at(inputs, inputs.prepared.b)
     stacks = _stacks(inputs) if inputs.dropped is None else None
     # Where a copy of the dys beside q costs no more than the sums that it saves.
-    joins = b.shape[0] <= z.shape[-1] * (len(dys) + 1)
-    joins = joins and stacks is not None
+    joins = stacks is not None and b.shape[0] <= z.shape[-1] * (len(dys) + 1)
     extra, wide = _extra(a.shape[0]) if joins else 0, None
     with jax.named_scope("lora"):
         if joins and len(dys) > 1:
@@ -134,7 +137,9 @@ def backward(
     if wide is not None and stacks is not None:
         dx, dz = _joined_back(options, inputs, stacks, wide, a), None
     else:
-        dx, dz = _summed_back(options, inputs, dys, q @ a)
+        with jax.named_scope("lora"):
+            dz = q @ a
+        dx, dz = _summed_back(options, inputs, dys, dz)
     gradients = tuple(
         Adapter(
             (adapter.scale * da[part.column : part.column + part.rank]).astype(adapter.a.dtype),
@@ -190,10 +195,7 @@ def slopes(
     """Every dy_j B_j, and every dy_j^T p_j, float32, float64 for float64; and no copy."""
     del wide, width
     pairs = list(zip(dys, parts, strict=True))
-    qs = [
-        jnp.matmul(dy, part.of_rows(b)[:, : part.rank], preferred_element_type=_wide(dy))
-        for dy, part in pairs
-    ]
+    qs = [jnp.matmul(dy, part.own(b), preferred_element_type=_wide(dy)) for dy, part in pairs]
     return qs, [_contract(dy, part.of_columns(p)) for dy, part in pairs], None
 
 
