@@ -1,6 +1,7 @@
 """What the style guide promises and no linter checks: sizes, imports without effect, layout."""
 
 import ast
+import functools
 import re
 import statistics
 import subprocess
@@ -24,10 +25,16 @@ def sources(*folders: str) -> list[Path]:
     return [file for file in files if not any(part.startswith(".") for part in file.parts)]
 
 
+@functools.cache
+def walked(file: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(file.read_text(encoding="utf-8"), str(file))))
+
+
 def nodes(file: Path) -> Iterator[tuple[str, ast.AST]]:
     """Each node of a file with its place, as an editor writes it."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), str(file))):
-        yield f"{file.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}", node
+    name = file.relative_to(ROOT)
+    for node in walked(file):
+        yield f"{name}:{getattr(node, 'lineno', 0)}", node
 
 
 def lines(file: Path) -> int:
@@ -161,10 +168,10 @@ def test_public_names_are_those_that_the_readme_lists():
     assert sorted(listed) == sorted(jaxtune.__all__)
 
 
-def names_of_others(tree: ast.AST) -> dict[str, str]:
+def names_of_others(file: Path) -> dict[str, str]:
     """What a file imports from outside the project: the local name, and the package."""
     found: dict[str, str] = {}
-    for node in ast.walk(tree):
+    for node in walked(file):
         if isinstance(node, ast.Import):
             found |= {alias.asname or alias.name.split(".")[0]: alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -191,7 +198,7 @@ def root_of(expression: ast.expr) -> str | None:
 def test_no_library_of_others_is_changed_and_trl_is_not_imported():
     imported, changed = set(), []
     for file in sources(*PACKAGES):
-        others = names_of_others(ast.parse(file.read_text(encoding="utf-8")))
+        others = names_of_others(file)
         imported |= set(others.values())
         changed += [
             place

@@ -23,9 +23,6 @@ from tests.tolerances import relative_error, tolerance
 
 BACKENDS = ("xla", "interpret", pytest.param("triton", marks=pytest.mark.gpu))
 
-SMALL = {"COLUMNS": 64, "ROWS": 32, "TILE": 16, "PROGRAMS": 0, "WORTH_BYTES": 0}
-
-
 @pytest.fixture(autouse=True)
 def several_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Strips and blocks so small that odd cases have several; no dy is too small."""
@@ -129,7 +126,8 @@ def test_prepared_adapters_are_read_by_the_layers_index(backend: str) -> None:
     ]
     prepared = prepare_adapters(layers, "float32")
 
-    def both(layer: int, prepared: Any) -> Any:
+    @jax.jit
+    def both(layer: jax.Array, prepared: Any) -> Any:
         def call(x: jax.Array, adapters: tuple[Adapter, ...]) -> Any:
             return lora_linear(
                 x, weights, adapters, layer=layer, prepared=prepared, backend=backend
@@ -139,7 +137,7 @@ def test_prepared_adapters_are_read_by_the_layers_index(backend: str) -> None:
         y, pull = jax.vjp(call, inputs.x, own)
         return y, pull(dys)
 
-    for layer in range(2):
+    for layer in jnp.arange(2):
         jax.tree.map(np.testing.assert_array_equal, both(layer, prepared), both(layer, None))
 
 
@@ -153,9 +151,9 @@ def test_several_adapters_over_one_weight() -> None:
     def one(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
         return lora_linear(x, inputs.weights, [Adapter(a, b, jnp.float32(2))])[0]
 
-    together = jax.vmap(one)(x, a, b)
+    together, alone = jax.jit(jax.vmap(one))(x, a, b), jax.jit(one)
     for index in range(3):
-        apart = one(x[index], a[index], b[index])
+        apart = alone(x[index], a[index], b[index])
         assert relative_error(together[index], apart) <= tolerance("float32", "lora_forward")
 
 
