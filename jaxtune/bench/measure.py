@@ -10,9 +10,10 @@ import jax
 import numpy as np
 
 from jaxtune.bench.age import process_age
-from jaxtune.bench.memory import Memory, allocated, nbytes, nvidia_smi_bytes
+from jaxtune.bench.memory import Memory, allocated, nvidia_smi_bytes
 from jaxtune.bench.setup import Setup
 from jaxtune.memory import planned
+from jaxtune.training.sizes import nbytes
 
 WARM_UP = 3
 # https://docs.jax.dev/en/latest/jax.monitoring.html; the names stand in jax._src.

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import shutil
 import subprocess
-from typing import Any
 
 import jax
 
@@ -37,11 +36,6 @@ class Memory:
     allocator: int | None
     in_use: int | None
     nvidia_smi: int | None
-
-
-def nbytes(tree: Any) -> int:
-    """Bytes of the arrays of a tree."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
 def allocated(device: jax.Device, key: str) -> int | None:

@@ -11,6 +11,14 @@ from jaxtune.config import Remat
 
 Bits = Literal[4, 16]
 FEWEST_STEPS = 10
+# What is measured in place of a step, and the options that say how.
+MODES = {
+    "generate": (
+        *("model", "rank", "bits", "kernels", "steps", "output"),
+        *("rows", "prompt", "new_tokens"),
+    ),
+}
+OF_MODES = ("rows", "prompt", "new_tokens")  # a step has no use for them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,7 +26,8 @@ class Bench:
     """Measure one whole training step: LoRA on random weights, at a model's real shapes.
 
     Nothing but a config.json is downloaded, and that only for a hub id. Printed are the step's
-    time, what the device could do at best, memory, and compilation.
+    time, what the device could do at best, memory, and compilation. With --generate the answers of
+    the same model are measured instead.
 
     Attributes:
       model: Built-in name (such as llama-3-8b), config.json or its folder, or hub id.
@@ -35,6 +44,10 @@ class Bench:
       kernels: Backend of every op.
       output: JSON file to write the numbers to.
       profile: Folder to write a profiler's trace to; its kernels are printed.
+      generate: Measure greedy answers, not a step: time to the first token, and tokens/s.
+      rows: Prompts at a time; with --generate, each number in turn.
+      prompt: Tokens of a prompt, with --generate.
+      new_tokens: Of an answer, with --generate.
     """
 
     model: Annotated[str, arg(metavar="NAME")] = "llama-3-8b"
@@ -50,13 +63,21 @@ class Bench:
     kernels: Annotated[str, arg(metavar="NAME")] = "auto"
     output: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     profile: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
+    generate: bool = False
+    rows: Annotated[tuple[int, ...], arg(metavar="N")] = (1, 8)
+    prompt: Annotated[int, arg(metavar="N")] = 128
+    new_tokens: Annotated[int, arg(metavar="N")] = 128
 
     def __post_init__(self) -> None:
         """Check what can be checked before anything is loaded."""
+        self._check_mode()
         least = {"batch": 1, "length": 2, "rank": 1, "accumulation": 1, "steps": FEWEST_STEPS}
+        least |= {"prompt": 1, "new_tokens": 2}
+        if not self.rows or min(self.rows) < 1:
+            raise ValueError(f"--rows must be numbers >= 1; got {list(self.rows)}.")
         for name, bound in least.items():
             if getattr(self, name) < bound:
-                raise ValueError(f"--{name} must be >= {bound}; got {getattr(self, name)}.")
+                raise ValueError(f"--{_spelt(name)} must be >= {bound}; got {getattr(self, name)}.")
         if self.model not in BUILT_IN and "/" not in self.model and not Path(self.model).exists():
             raise ValueError(
                 "--model must be a built-in name, a config.json or its folder, or a hub id "
@@ -71,3 +92,24 @@ class Bench:
             raise ValueError(
                 f"--profile must be a folder, or a name that is free; {self.profile} is a file."
             )
+
+    def _check_mode(self) -> None:
+        """Refuse an option that would change nothing."""
+        modes = [mode for mode in MODES if getattr(self, mode)]
+        if len(modes) > 1:
+            raise ValueError(f"one thing is measured at a time; got --{' and --'.join(modes)}.")
+        for field in dataclasses.fields(self):
+            name = field.name
+            used = name in MODES[modes[0]] if modes else name not in OF_MODES
+            if used or name in modes or getattr(self, name) == field.default:
+                continue
+            what = f"--{modes[0]}" if modes else "a step"
+            raise ValueError(
+                f"--{_spelt(name)} changes nothing of what {what} measures; got "
+                f"{getattr(self, name)!r}. Leave it out."
+            )
+
+
+def _spelt(name: str) -> str:
+    """An option as it is typed."""
+    return name.replace("_", "-")
