@@ -87,6 +87,7 @@ THOROUGH = (
     "tests/jaxtune/training/test_control.py::test_full_determinism*",
     "tests/jaxtune/training/test_embedding_rate.py::test_the_run_is_trls*",
     "tests/jaxtune/training/test_embedding_rate.py::test_both_trainers*",
+    "tests/jaxtune/training/test_host_embedding.py::test_it_is_resumed*",
     "tests/jaxtune/training/test_killed.py::*20*",
     "tests/jaxtune/training/test_resume.py::*[[]whole weights*",
     "tests/jaxtune/training/test_resume.py::*[[]full, 8-bit*",

@@ -18,6 +18,7 @@ class Memory:
 
     Attributes:
       frozen: Of the frozen weights: 4-bit stacks, embedding, head and norms.
+      frozen_on_host: Of those in host memory (plan "least"), which are not in the former.
       adapter: Of what is trained.
       optimizer: Of the optimizer's state.
       compiler: Its plan.
@@ -29,6 +30,7 @@ class Memory:
     """
 
     frozen: int
+    frozen_on_host: int
     adapter: int
     optimizer: int
     compiler: Compiler | None

@@ -36,7 +36,8 @@ class Bench:
       rank: LoRA rank of the seven projections.
       bits: Of a frozen projection's weight.
       plan: full: the backward pass computes each layer again; none: it finds everything kept;
-        offload: again, from inputs kept in host memory.
+        offload: again, from inputs kept in host memory; least: that, with the MLP in pieces and
+        the embedding in host memory.
       packing: Rows packed from documents of a few hundred tokens; else one document a row.
       accumulation: Micro-batches a step.
       steps: Timed steps, after three to warm up.

@@ -139,11 +139,14 @@ def _memory(record: Json) -> list[tuple[str, str]]:
         )
         if plan["host_temporaries"]:
             text += f"; in host memory {_bytes(plan['host_temporaries'])}"
+    on_host = ""
+    if memory["frozen_on_host"]:
+        on_host = f" ({_bytes(memory['frozen_on_host'])} more in host memory)"
     return [
         (
             "held",
-            f"frozen weights {_bytes(memory['frozen'])}, adapter {_bytes(memory['adapter'])}, "
-            f"optimizer {_bytes(memory['optimizer'])}",
+            f"frozen weights {_bytes(memory['frozen'])}{on_host}, adapter "
+            f"{_bytes(memory['adapter'])}, optimizer {_bytes(memory['optimizer'])}",
         ),
         ("peak, by the compiler", text),
         ("peak, by the allocator", _allocator(memory)),

@@ -18,6 +18,7 @@ from jaxtune.bench.subject import Subject
 from jaxtune.data.batch import Batch
 from jaxtune.language_model import LanguageModel, with_verbs
 from jaxtune.models.build import build
+from jaxtune.models.placement import place_embedding
 from jaxtune.models.precision import resolve_dtype
 from jaxtune.optim.registry import create_optimizer
 from jaxtune.training.step import Step, make_train_step, split
@@ -77,6 +78,7 @@ def make_model(options: Bench, subject: Subject) -> LanguageModel:
     create_adapter(model, request, seed=0)
     model.model.remat = options.plan
     model.model.kernels = options.kernels
+    place_embedding(model)
     return model
 
 
