@@ -37,6 +37,8 @@ REPEATS = (
     # Processes, real tokenizers, whole runs.
     "tests/convert/test_quantized_form.py::test_a_weight_is_computed_once*",
     "tests/notebooks/test_notebooks.py::*_runs_*[[]0[2-5]*",
+    "tests/jaxtune/bench/test_notebook.py::test_a_start_that_fails*",
+    "tests/jaxtune/bench/test_notebook.py::*[[]4[]]",
     "tests/jaxtune/bench/test_run.py::*",
     "tests/jaxtune/cli/test_chat.py::test_draws*",
     "tests/jaxtune/data/test_chat_rows.py::*[[]gemma*",
@@ -79,6 +81,8 @@ REPEATS = (
 # Slow ones that only `pytest -m slow` runs, by hand and before a release: whole matrices of runs,
 # of which CI keeps a part, so that all that it runs takes fifteen minutes.
 THOROUGH = (
+    "tests/jaxtune/bench/test_notebook.py::*starts",
+    "tests/jaxtune/bench/test_notebook.py::*timed",
     "tests/jaxtune/test_export_matrix.py::*[[]mistral*",
     "tests/jaxtune/test_export_matrix.py::*[[]gemma-*",
     "tests/jaxtune/test_export_matrix.py::*[[]gemma3*",

@@ -17,8 +17,10 @@ MODES = {
         *("model", "rank", "bits", "kernels", "steps", "output"),
         *("rows", "prompt", "new_tokens"),
     ),
+    "notebook": ("model", "rank", "bits", "length", "output", "weights", "dataset", "tokenizer"),
 }
-OF_MODES = ("rows", "prompt", "new_tokens")  # a step has no use for them
+# A step has no use for them.
+OF_MODES = ("rows", "prompt", "new_tokens", "weights", "dataset", "tokenizer")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,8 +28,9 @@ class Bench:
     """Measure one whole training step: LoRA on random weights, at a model's real shapes.
 
     Nothing but a config.json is downloaded, and that only for a hub id. Printed are the step's
-    time, what the device could do at best, memory, and compilation. With --generate the answers of
-    the same model are measured instead.
+    time, what the device could do at best, memory, and compilation. Instead, --generate
+    measures the answers of the same model, and --notebook the way from the start of a process to a
+    saved adapter.
 
     Attributes:
       model: Built-in name (such as llama-3-8b), config.json or its folder, or hub id.
@@ -49,6 +52,12 @@ class Bench:
       rows: Prompts at a time; with --generate, each number in turn.
       prompt: Tokens of a prompt, with --generate.
       new_tokens: Of an answer, with --generate.
+      notebook: Measure 60 steps of 2 x 4 rows with all that surrounds them, started twice: with no
+        compiled programs, and with those of the first start.
+      weights: The model's folder, with --notebook; one of random weights is written there if there
+        is none.
+      dataset: File of rows, with --notebook: instruction, input and output, or text.
+      tokenizer: Folder of a tokenizer to go with random weights, with --notebook.
     """
 
     model: Annotated[str, arg(metavar="NAME")] = "llama-3-8b"
@@ -68,6 +77,10 @@ class Bench:
     rows: Annotated[tuple[int, ...], arg(metavar="N")] = (1, 8)
     prompt: Annotated[int, arg(metavar="N")] = 128
     new_tokens: Annotated[int, arg(metavar="N")] = 128
+    notebook: bool = False
+    weights: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
+    dataset: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    tokenizer: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
 
     def __post_init__(self) -> None:
         """Check what can be checked before anything is loaded."""

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,13 +28,12 @@ PACKAGES = ("jaxtune", "jax", "jaxlib", "flax", "optax", "numpy")
 Json = dict[str, Any]
 
 
-def about(options: Bench, subject: Subject, machine: Machine) -> Json:
-    """What was measured where, with which versions.
+def about(options: Bench, subject: Subject) -> Json:
+    """What was measured when, with which versions.
 
     Args:
       options: Of the command line.
       subject: The model.
-      machine: Of `jaxtune.machine.probe`.
 
     Returns:
       A JSON object.
@@ -43,11 +43,9 @@ def about(options: Bench, subject: Subject, machine: Machine) -> Json:
     names += ("num_key_value_heads", "head_dim", "vocab_size", "tie_word_embeddings")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": {"kind": machine.devices[0], "platform": machine.backend},
-        "driver": machine.driver,
         "versions": {"python": platform.python_version()} | {n: _version(n) for n in PACKAGES},
         "options": {
-            key: str(value) if key in ("output", "profile") and value is not None else value
+            key: str(value) if isinstance(value, Path) else value
             for key, value in dataclasses.asdict(options).items()
         },
         "model": {
@@ -56,6 +54,12 @@ def about(options: Bench, subject: Subject, machine: Machine) -> Json:
             **{name: getattr(config, name) for name in names},
         },
     }
+
+
+def place_of(machine: Machine) -> Json:
+    """Where it was measured."""
+    device = {"kind": machine.devices[0], "platform": machine.backend}
+    return {"device": device, "driver": machine.driver}
 
 
 def _version(package: str) -> str | None:

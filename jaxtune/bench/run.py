@@ -1,5 +1,6 @@
-"""`jaxtune bench`: look at the request, make the step, measure it, say what was found."""
+"""`jaxtune bench`: look at the request, measure a step or what else is asked for, say it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,10 +9,11 @@ from convert import write_json
 from jaxtune.bench.answers import check_answers, measure_answers
 from jaxtune.bench.floors import floor, work
 from jaxtune.bench.measure import measure
+from jaxtune.bench.notebook import notebook_lines, run_notebook
 from jaxtune.bench.options import Bench
 from jaxtune.bench.profile import STEPS, profile_steps
 from jaxtune.bench.rates import measure_rates
-from jaxtune.bench.record import about, answered, profiled, results
+from jaxtune.bench.record import Json, about, answered, place_of, profiled, results
 from jaxtune.bench.report import answer_lines, lines
 from jaxtune.bench.setup import draw_documents, make_model, make_optimizer, make_setup
 from jaxtune.bench.subject import Subject, check_length, find_subject
@@ -37,29 +39,39 @@ def run(options: Bench) -> int:
       ValueError: An option that the model or this version does not serve, or too little memory.
     """
     subject = find_subject(options.model)
+    check_backend(options.kernels)
     if options.generate:
         check_answers(options, subject)
     else:
         check_length(subject, options.length, options.packing)
         make_optimizer(options.optimizer)
-    check_backend(options.kernels)
+    if options.notebook:
+        record, printed = run_notebook(options, subject), notebook_lines
+    elif options.generate:
+        record, printed = _here(options, subject, _answers), answer_lines
+    else:
+        record, printed = _here(options, subject, _measure), lines
+    record = {**about(options, subject), **record}
+    say(*printed(record))
+    if options.output is not None:
+        write_json(options.output, record)
+        say("", f"Written to {options.output}.")
+    return 0
+
+
+def _here(options: Bench, subject: Subject, measured: Callable[..., Json]) -> Json:
+    """Measure in this process, and say where that is."""
     machine = probe()
     say(first_line(machine))
     if machine.backend == "cpu":
         say("CPU: times mean nothing for a GPU.")
     say("")
     try:
-        measured = _answers if options.generate else _measure
-        record = {**about(options, subject, machine), **measured(options, subject)}
+        return {**place_of(machine), **measured(options, subject)}
     except jax.errors.JaxRuntimeError as error:
         if NO_MEMORY not in str(error):
             raise
         raise ValueError(_too_large(options)) from error
-    say(*(answer_lines if options.generate else lines)(record))
-    if options.output is not None:
-        write_json(options.output, record)
-        say("", f"Written to {options.output}.")
-    return 0
 
 
 def _too_large(options: Bench) -> str:
