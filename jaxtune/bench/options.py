@@ -17,6 +17,7 @@ MODES = {
         *("model", "rank", "bits", "kernels", "steps", "output"),
         *("rows", "prompt", "new_tokens"),
     ),
+    "claims": (),
     "notebook": ("model", "rank", "bits", "length", "output", "weights", "dataset", "tokenizer"),
 }
 # A step has no use for them.
@@ -52,6 +53,7 @@ class Bench:
       rows: Prompts at a time; with --generate, each number in turn.
       prompt: Tokens of a prompt, with --generate.
       new_tokens: Of an answer, with --generate.
+      claims: Print what is said of fine-tuning against what is recorded; measures nothing.
       notebook: Measure 60 steps of 2 x 4 rows with all that surrounds them, started twice: with no
         compiled programs, and with those of the first start.
       weights: The model's folder, with --notebook; one of random weights is written there if there
@@ -77,6 +79,7 @@ class Bench:
     rows: Annotated[tuple[int, ...], arg(metavar="N")] = (1, 8)
     prompt: Annotated[int, arg(metavar="N")] = 128
     new_tokens: Annotated[int, arg(metavar="N")] = 128
+    claims: bool = False
     notebook: bool = False
     weights: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
     dataset: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None

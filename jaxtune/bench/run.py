@@ -7,6 +7,7 @@ import jax
 
 from convert import write_json
 from jaxtune.bench.answers import check_answers, measure_answers
+from jaxtune.bench.claims import claim_lines
 from jaxtune.bench.floors import floor, work
 from jaxtune.bench.measure import measure
 from jaxtune.bench.notebook import notebook_lines, run_notebook
@@ -15,6 +16,7 @@ from jaxtune.bench.profile import STEPS, profile_steps
 from jaxtune.bench.rates import measure_rates
 from jaxtune.bench.record import Json, about, answered, place_of, profiled, results
 from jaxtune.bench.report import answer_lines, lines
+from jaxtune.bench.results import read_results
 from jaxtune.bench.setup import draw_documents, make_model, make_optimizer, make_setup
 from jaxtune.bench.subject import Subject, check_length, find_subject
 from jaxtune.bench.trace import Kernel, kernels, scopes_of
@@ -38,6 +40,9 @@ def run(options: Bench) -> int:
     Raises:
       ValueError: An option that the model or this version does not serve, or too little memory.
     """
+    if options.claims:
+        say(*claim_lines(read_results()))
+        return 0
     subject = find_subject(options.model)
     check_backend(options.kernels)
     if options.generate:
