@@ -44,6 +44,8 @@ REPEATS = (
     "tests/jaxtune/data/test_chat_rows.py::*[[]gemma*",
     "tests/jaxtune/data/test_chat_rows.py::*[[]llama3*",
     "tests/jaxtune/data/test_chat_template_choice.py::*",
+    "tests/jaxtune/generation/test_four_bits.py::test_answers*",
+    "tests/jaxtune/generation/test_four_bits.py::*33*",
     "tests/jaxtune/generation/test_sampling.py::test_both_tokens*",
     "tests/jaxtune/optim/test_blockwise.py::*",
     "tests/jaxtune/optim/test_decay.py::test_groups_of_an_adapter_with_all*",
