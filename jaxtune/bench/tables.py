@@ -36,8 +36,8 @@ def replaced(text: str, results: Sequence[Result]) -> str:
 
 def _measured(results: Sequence[Result]) -> Iterator[str]:
     yield "One H200; what no row of `jaxtune/bench/results.csv` tells is not measured. Peaks of"
-    yield "ours are the compiler's, those of others PyTorch's allocator's. `python -m tests.perf.record`"
-    yield "measures a row, writes it down and makes these tables anew."
+    yield "ours are the compiler's, those of others PyTorch's allocator's. A row is measured and"
+    yield "written down, and these tables made anew, by `python -m tests.perf.record`."
     yield ""
     yield "| work | ours | Unsloth | transformers + peft | command |"
     yield "|---|---|---|---|---|"
