@@ -10,7 +10,8 @@ def main() -> int:
     """Set what only a program may set, and run the command."""
     # Without torch, transformers says that models are not available; its models are not used here.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # noqa: TID251
-    if sys.argv[1:2] == ["bench"]:
+    # A notebook would have the pool.
+    if sys.argv[1:2] == ["bench"] and "--notebook" not in sys.argv:
         # JAX then takes memory as it is needed, so that nvidia-smi shows the step's and not a pool.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # noqa: TID251
     if sys.argv[1:2] in (["train"], ["doctor"]):  # the latter says what the former will have

@@ -6,6 +6,7 @@ from typing import Any, get_args
 from tqdm.auto import tqdm
 
 from convert import AdapterConfig
+from jaxtune import runtime
 from jaxtune.adapters.create import create_adapter
 from jaxtune.adapters.targets import PROJECTIONS
 from jaxtune.errors import NotBuiltYetError
@@ -146,6 +147,7 @@ class FastLanguageModel:
         _remat(use_gradient_checkpointing)
         check_backend(kernels)
         _check_length(max_seq_length)
+        runtime.use_compile_cache()
         model, tokenizer = load_pretrained(
             Source(
                 name=str(model_name),

@@ -4,12 +4,15 @@ from pathlib import Path
 
 import jax
 
+LEAST_SECONDS = 0.05  # of compiling, for a program that is kept
+
 
 def use_compile_cache(folder: Path | None = None) -> Path | None:
     """Keep compiled programs on disk, so that the second start of a run compiles nothing.
 
-    Called when a trainer or a program starts, never at import. A cache that the user configured
-    is left as it is. The folder is trusted code: whoever can write to it can run code here.
+    Called when a model is loaded and when a trainer or a program starts, never at import. A cache
+    that the user configured is left as it is. The folder is trusted code: whoever can write to it
+    can run code here.
 
     Args:
       folder: Where; None is `.cache/jaxtune/xla` in the user's home.
@@ -23,6 +26,8 @@ def use_compile_cache(folder: Path | None = None) -> Path | None:
     folder = folder or Path.home() / ".cache" / "jaxtune" / "xla"
     # This module is the one exception to the rule against changing JAX's configuration.
     jax.config.update("jax_compilation_cache_dir", str(folder))  # noqa: TID251
+    # By default programs that compile within a second are not kept; loading has many of these.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)  # noqa: TID251
     return folder
 
 

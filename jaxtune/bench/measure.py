@@ -10,9 +10,10 @@ import jax
 import numpy as np
 
 from jaxtune.bench.age import process_age
-from jaxtune.bench.memory import Memory, allocated, nbytes, nvidia_smi_bytes
+from jaxtune.bench.memory import Memory, allocated, nvidia_smi_bytes
 from jaxtune.bench.setup import Setup
 from jaxtune.memory import planned
+from jaxtune.training.sizes import device_nbytes, nbytes
 
 WARM_UP = 3
 # https://docs.jax.dev/en/latest/jax.monitoring.html; the names stand in jax._src.
@@ -114,7 +115,8 @@ def measure(setup: Setup, steps: int) -> tuple[Measured, Callable[[], object], s
         donatable=len(consumed),
         loss=float(np.asarray(metrics["loss"])),
         memory=Memory(
-            frozen=nbytes(setup.frozen),
+            frozen=device_nbytes(setup.frozen),
+            frozen_on_host=nbytes(setup.frozen) - device_nbytes(setup.frozen),
             adapter=nbytes(setup.trainable),
             optimizer=nbytes(setup.opt_state),
             compiler=planned(compiled),

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import shutil
 import subprocess
-from typing import Any
 
 import jax
 
@@ -19,6 +18,7 @@ class Memory:
 
     Attributes:
       frozen: Of the frozen weights: 4-bit stacks, embedding, head and norms.
+      frozen_on_host: Of those in host memory (plan "least"), which are not in the former.
       adapter: Of what is trained.
       optimizer: Of the optimizer's state.
       compiler: Its plan.
@@ -30,6 +30,7 @@ class Memory:
     """
 
     frozen: int
+    frozen_on_host: int
     adapter: int
     optimizer: int
     compiler: Compiler | None
@@ -37,11 +38,6 @@ class Memory:
     allocator: int | None
     in_use: int | None
     nvidia_smi: int | None
-
-
-def nbytes(tree: Any) -> int:
-    """Bytes of the arrays of a tree."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
 def allocated(device: jax.Device, key: str) -> int | None:

@@ -19,18 +19,73 @@ def lines(record: Json) -> list[str]:
     Returns:
       Lines without their ends.
     """
-    rows = [*_about(record), *_step(record), *_memory(record), *_compilation(record)]
-    width = max(len(label) for label, _ in rows)
-    said = [f"{label:<{width}}  {text}".rstrip() for label, text in rows]
+    options = record["options"]
+    packing = ", packed" if options["packing"] else ""
+    step = (
+        f"{options['accumulation']} x {options['batch']} rows of {options['length']} tokens"
+        f"{packing}; {options['bits']} bits, LoRA rank {options['rank']}, "
+        f"{options['optimizer']}, plan {options['plan']}, kernels {options['kernels']}"
+    )
+    about = [*_about(record), ("step", step), ("", "")]
+    said = _columns([*about, *_step(record), *_memory(record), *_compilation(record)])
     if "profile" in record:
         said += ["", *_profile(record["profile"])]
     return said
 
 
+def answer_lines(record: Json) -> list[str]:
+    """What is printed of a record of answers.
+
+    Args:
+      record: Of `jaxtune.bench.record.answered`, with what `about` says.
+
+    Returns:
+      Lines without their ends.
+    """
+    options, memory, rates = record["options"], record["memory_bytes"], record["rates"]
+    answers = (
+        f"prompts of {options['prompt']} tokens, {options['new_tokens']} new ones, greedy; "
+        f"{options['bits']} bits, LoRA rank {options['rank']}, kernels {options['kernels']}"
+    )
+    held = f"frozen weights {_bytes(memory['frozen'])}, adapter {_bytes(memory['adapter'])}"
+    return [
+        *_columns([*_about(record), ("answers", answers), ("", "")]),
+        f"{'rows':<6}{'for_inference':<15}{'first token':>13}{'answer':>12}{'tokens/s':>10}"
+        f"{'decoding':>10}{'floor':>9}{'first call':>12}{'compiled':>10}",
+        *(_answer(row) for row in record["answers"]),
+        "",
+        f"tokens/s of all rows: of the whole answer, after the first token, and at "
+        f"{rates['copy_bytes_per_second'] / 1e12:.3g} TB/s if each weight were read once.",
+        f"First token, floor: {_floors(record['answers'])}.",
+        f"held {held}; peak, by the allocator {_bytes(memory['allocator'])}.",
+    ]
+
+
+def _answer(row: Json) -> str:
+    decoded, compiled = row["decoded_tokens_per_second"], row["compiled_during"]
+    return (
+        f"{row['rows']:<6}{'yes' if row['for_inference'] else 'no':<15}"
+        f"{row['first_token']['median_ms']:>10.1f} ms{row['answer']['median_ms']:>9.1f} ms"
+        f"{row['tokens_per_second']:>10,.0f}{'-' if decoded is None else f'{decoded:,.0f}':>10}"
+        f"{row['floor']['tokens_per_second']:>9,.0f}{row['first_call_seconds']:>10.1f} s"
+        f"{'not told' if compiled is None else compiled:>10}"
+    )
+
+
+def _floors(answers: list[Json]) -> str:
+    each = {row["rows"]: row["floor"]["first_token_ms"] for row in answers}
+    return ", ".join(f"{floor:.1f} ms of {rows}" for rows, floor in each.items())
+
+
+def _columns(rows: list[tuple[str, str]]) -> list[str]:
+    """Labels in one column, texts in the next."""
+    width = max(len(label) for label, _ in rows)
+    return [f"{label:<{width}}  {text}".rstrip() for label, text in rows]
+
+
 def _about(record: Json) -> list[tuple[str, str]]:
     options, model, versions = record["options"], record["model"], record["versions"]
     driver = f", driver {record['driver']}" if record["driver"] else ""
-    packing = ", packed" if options["packing"] else ""
     return [
         ("device", f"{record['device']['kind']}{driver}"),
         ("versions", ", ".join(f"{k} {v}" for k, v in versions.items() if v)),
@@ -40,13 +95,6 @@ def _about(record: Json) -> list[tuple[str, str]]:
             f"{model['intermediate_size']}, vocabulary {model['vocab_size']}, "
             f"{model['linear_parameters'] / 1e9:.3f} G weights in projections",
         ),
-        (
-            "step",
-            f"{options['accumulation']} x {options['batch']} rows of {options['length']} tokens"
-            f"{packing}; {options['bits']} bits, LoRA rank {options['rank']}, "
-            f"{options['optimizer']}, plan {options['plan']}, kernels {options['kernels']}",
-        ),
-        ("", ""),
     ]
 
 
@@ -91,11 +139,14 @@ def _memory(record: Json) -> list[tuple[str, str]]:
         )
         if plan["host_temporaries"]:
             text += f"; in host memory {_bytes(plan['host_temporaries'])}"
+    on_host = ""
+    if memory["frozen_on_host"]:
+        on_host = f" ({_bytes(memory['frozen_on_host'])} more in host memory)"
     return [
         (
             "held",
-            f"frozen weights {_bytes(memory['frozen'])}, adapter {_bytes(memory['adapter'])}, "
-            f"optimizer {_bytes(memory['optimizer'])}",
+            f"frozen weights {_bytes(memory['frozen'])}{on_host}, adapter "
+            f"{_bytes(memory['adapter'])}, optimizer {_bytes(memory['optimizer'])}",
         ),
         ("peak, by the compiler", text),
         ("peak, by the allocator", _allocator(memory)),

@@ -1,18 +1,23 @@
-"""`jaxtune bench`: look at the request, make the step, measure it, say what was found."""
+"""`jaxtune bench`: look at the request, measure a step or what else is asked for, say it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from convert import write_json
+from jaxtune.bench.answers import check_answers, measure_answers
+from jaxtune.bench.claims import claim_lines
 from jaxtune.bench.floors import floor, work
 from jaxtune.bench.measure import measure
+from jaxtune.bench.notebook import notebook_lines, run_notebook
 from jaxtune.bench.options import Bench
 from jaxtune.bench.profile import STEPS, profile_steps
 from jaxtune.bench.rates import measure_rates
-from jaxtune.bench.record import about, profiled, results
-from jaxtune.bench.report import lines
-from jaxtune.bench.setup import draw_documents, make_optimizer, make_setup
+from jaxtune.bench.record import Json, about, answered, place_of, profiled, results
+from jaxtune.bench.report import answer_lines, lines
+from jaxtune.bench.results import read_results
+from jaxtune.bench.setup import draw_documents, make_model, make_optimizer, make_setup
 from jaxtune.bench.subject import Subject, check_length, find_subject
 from jaxtune.bench.trace import Kernel, kernels, scopes_of
 from jaxtune.console import say
@@ -35,30 +40,65 @@ def run(options: Bench) -> int:
     Raises:
       ValueError: An option that the model or this version does not serve, or too little memory.
     """
+    if options.claims:
+        say(*claim_lines(read_results()))
+        return 0
     subject = find_subject(options.model)
-    check_length(subject, options.length, options.packing)
     check_backend(options.kernels)
-    make_optimizer(options.optimizer)
+    if options.generate:
+        check_answers(options, subject)
+    else:
+        check_length(subject, options.length, options.packing)
+        make_optimizer(options.optimizer)
+    if options.notebook:
+        record, printed = run_notebook(options, subject), notebook_lines
+    elif options.generate:
+        record, printed = _here(options, subject, _answers), answer_lines
+    else:
+        record, printed = _here(options, subject, _measure), lines
+    record = {**about(options, subject), **record}
+    say(*printed(record))
+    if options.output is not None:
+        write_json(options.output, record)
+        say("", f"Written to {options.output}.")
+    return 0
+
+
+def _here(options: Bench, subject: Subject, measured: Callable[..., Json]) -> Json:
+    """Measure in this process, and say where that is."""
     machine = probe()
     say(first_line(machine))
     if machine.backend == "cpu":
         say("CPU: times mean nothing for a GPU.")
     say("")
     try:
-        record = {**about(options, subject, machine), **_measure(options, subject)}
+        return {**place_of(machine), **measured(options, subject)}
     except jax.errors.JaxRuntimeError as error:
         if NO_MEMORY not in str(error):
             raise
-        raise ValueError(
-            f"a step must fit into the device's memory; {subject.name} with --batch "
-            f"{options.batch} --length {options.length} --bits {options.bits} --plan "
-            f"{options.plan} does not. Try --bits 4, --plan offload, or shorter or fewer rows."
-        ) from error
-    say(*lines(record))
-    if options.output is not None:
-        write_json(options.output, record)
-        say("", f"Written to {options.output}.")
-    return 0
+        raise ValueError(_too_large(options)) from error
+
+
+def _too_large(options: Bench) -> str:
+    """Why the device's memory does not do, and what would."""
+    if options.generate:
+        return (
+            f"answers must fit into the device's memory; {options.model} with --rows "
+            f"{' '.join(map(str, options.rows))} --bits {options.bits} do not. Try --bits 4, or "
+            "fewer rows."
+        )
+    return (
+        f"a step must fit into the device's memory; {options.model} with --batch "
+        f"{options.batch} --length {options.length} --bits {options.bits} --plan "
+        f"{options.plan} does not. Try --bits 4, --plan offload, or shorter or fewer rows."
+    )
+
+
+def _answers(options: Bench, subject: Subject) -> dict[str, Any]:
+    """The device alone, then answers for each number of rows."""
+    rates = measure_rates(subject.config, max(options.rows) * options.prompt, resolve_dtype(None))
+    model = make_model(options, subject)
+    return answered(measure_answers(options, model, rates), options, model, rates)
 
 
 def _measure(options: Bench, subject: Subject) -> dict[str, Any]:

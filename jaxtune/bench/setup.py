@@ -16,7 +16,9 @@ from jaxtune.adapters.targets import PROJECTIONS
 from jaxtune.bench.options import Bench
 from jaxtune.bench.subject import Subject
 from jaxtune.data.batch import Batch
+from jaxtune.language_model import LanguageModel, with_verbs
 from jaxtune.models.build import build
+from jaxtune.models.placement import place_embedding
 from jaxtune.models.precision import resolve_dtype
 from jaxtune.optim.registry import create_optimizer
 from jaxtune.training.step import Step, make_train_step, split
@@ -52,12 +54,7 @@ def make_optimizer(name: str) -> optax.GradientTransformation:
     return create_optimizer(name, schedule, weight_decay=WEIGHT_DECAY)
 
 
-def make_setup(
-    options: Bench,
-    subject: Subject,
-    tx: optax.GradientTransformation,
-    documents: Sequence[Sequence[int]],
-) -> Setup:
+def make_model(options: Bench, subject: Subject) -> LanguageModel:
     """Draw the weights on the device and add an adapter that is not zero.
 
     B of a new adapter is zero, and so would be A's gradient; here both are drawn.
@@ -65,14 +62,12 @@ def make_setup(
     Args:
       options: Of the command line.
       subject: Family and configuration.
-      tx: Of `make_optimizer`.
-      documents: Tokens of each document, row by row.
 
     Returns:
-      The step, ready to be compiled.
+      The model, with the plan and the kernels that were asked for.
     """
-    dtype = resolve_dtype(None)
-    model = build(subject.family, subject.config, "random", dtype=dtype, bits=options.bits)
+    family = with_verbs(subject.family)
+    model = build(family, subject.config, "random", dtype=resolve_dtype(None), bits=options.bits)
     request = AdapterConfig(
         base_model_name_or_path=subject.name,
         r=options.rank,
@@ -83,6 +78,28 @@ def make_setup(
     create_adapter(model, request, seed=0)
     model.model.remat = options.plan
     model.model.kernels = options.kernels
+    place_embedding(model)
+    return model
+
+
+def make_setup(
+    options: Bench,
+    subject: Subject,
+    tx: optax.GradientTransformation,
+    documents: Sequence[Sequence[int]],
+) -> Setup:
+    """A step of a random model, and its arguments.
+
+    Args:
+      options: Of the command line.
+      subject: Family and configuration.
+      tx: Of `make_optimizer`.
+      documents: Tokens of each document, row by row.
+
+    Returns:
+      The step, ready to be compiled.
+    """
+    model = make_model(options, subject)
     graphdef, trainable, frozen = split(model)
     return Setup(
         step=make_train_step(

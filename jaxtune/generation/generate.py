@@ -18,6 +18,7 @@ from jaxtune.generation.settings import (
 )
 from jaxtune.generation.stop_strings import stop_table
 from jaxtune.generation.streamers import Streamer, check_streamer
+from jaxtune.layers.host_memory import on_device
 from jaxtune.models.decoder import CausalLM
 
 STOPS = 8  # ids that end a row are padded to a multiple, so that their number compiles nothing
@@ -129,6 +130,7 @@ def _run(
     """The new tokens, [B * copies, n]; `counts` are the most of them, and copies."""
     most, copies = counts
     graphdef, state = nnx.split(model)
+    state = on_device(state)  # a lookup by the host would stop the device at every token
     block = (prompts.input_ids, prompts.segment_ids, prompts.positions)
     slots = bucket(prompts.input_ids.shape[1] + most)
     if streamer is not None:

@@ -6,6 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from jaxtune.layers.host_memory import rows_of
 from jaxtune.layers.variables import weight_of
 
 
@@ -16,7 +17,7 @@ class Embedding(nnx.Module):
     product, as in transformers' `Gemma2TextScaledWordEmbedding`.
 
     Attributes:
-      weight: [V, D].
+      weight: [V, D]; may lie in host memory.
       trained_weight: Its trained copy; exists only under `modules_to_save`.
     """
 
@@ -38,7 +39,7 @@ class Embedding(nnx.Module):
 
     def __call__(self, input_ids: Int[Array, "B T"], *, adapters: bool) -> Float[Array, "B T D"]:
         """Look the rows up. Ids outside [0, V) are the caller's error; they are clipped."""
-        rows = weight_of(self, adapters).at[input_ids].get(mode="clip").astype(self.dtype)
+        rows = rows_of(weight_of(self, adapters), input_ids).astype(self.dtype)
         if self.scale == 1.0:
             return rows
         return rows * jnp.asarray(self.scale, rows.dtype)

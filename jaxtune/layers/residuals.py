@@ -37,6 +37,7 @@ PLANS = {
 }
 MLP_PIECES = 4  # of a row in the plan "least"
 OFFLOADING = ("offload", "least")  # the layer's input goes to the host's memory
+EMBEDDING_ON_HOST = ("least",)  # a frozen one, whose rows the host looks up
 
 
 def named(x: jax.Array, name: str) -> jax.Array:

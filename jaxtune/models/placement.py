@@ -1,4 +1,4 @@
-"""Where arrays live when a model is given a mesh of devices: weights on each, rows split."""
+"""Where arrays live: on each device of a mesh, with rows split; an embedding in host memory."""
 
 from typing import Any
 
@@ -7,6 +7,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxtune.errors import NotBuiltYetError
+from jaxtune.layers.host_memory import DEVICE, HOST, in_host_memory
+from jaxtune.layers.residuals import EMBEDDING_ON_HOST
+from jaxtune.layers.variables import Frozen
+from jaxtune.models.decoder import CausalLM
 
 
 def data_mesh(mesh: Any) -> Mesh | None:
@@ -69,3 +73,26 @@ def split_rows(batch: Any, mesh: Mesh | None) -> Any:
 def devices_of(mesh: Mesh | None) -> int:
     """Devices that take part in a step."""
     return 1 if mesh is None else mesh.size
+
+
+def embedding_moves(model: CausalLM) -> bool:
+    """Whether a plan may keep the embedding in host memory.
+
+    That is, the head is another matrix, nothing trains it, and one device has all rows of a step.
+    """
+    weight, mesh = model.model.embed_tokens.weight, model.carried.mesh
+    return isinstance(weight, Frozen) and not model.config.tie_word_embeddings and mesh is None
+
+
+def place_embedding(model: CausalLM) -> None:
+    """Put the embedding where the model's plan wants it; its values stay.
+
+    Args:
+      model: Changed in place, if at all.
+    """
+    embedding = model.model.embed_tokens
+    value = embedding.weight.get_value()
+    wanted = embedding_moves(model) and model.model.remat in EMBEDDING_ON_HOST
+    if in_host_memory(value) != wanted:
+        moved = jax.device_put(value, HOST if wanted else DEVICE)
+        embedding.weight = Frozen(moved)  # pyrefly: ignore[bad-assignment]

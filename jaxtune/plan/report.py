@@ -19,7 +19,7 @@ MEANING = {
     "attention": "what attention gave",
     "full": "the input of each layer (True)",
     "offload": 'the same, kept in the host\'s memory ("unsloth")',
-    "least": "the same, with the MLP in pieces of a row",
+    "least": "the same, the MLP in pieces of a row, the embedding looked up by the host",
 }
 
 
@@ -84,11 +84,14 @@ def lines(
             f"{'yes' if row.fits else 'no':<4}{row.largest_batch:>11,}{row.longest_row:>13,}"
         )
     yield ""
-    held = rows[-1].parts
+    held = rows[-1].parts | {"weights": rows[0].parts["weights"]}
     parts = ", ".join(
         f"{LETTERS[name]} {text} {held[name] / GIB:.2f}" for name, text in HELD.items()
     )
     yield f"{parts} GiB in every plan;"
+    if rows[-1].parts["weights"] < rows[0].parts["weights"]:
+        moved = (rows[0].parts["weights"] - rows[-1].parts["weights"]) / GIB
+        yield f'"{rows[-1].plan}" has {moved:.2f} of the weights in host memory;'
     yield "A activations, V logits, | all that there is."
     yield (
         f"most rows: of {options.length:,} tokens; most tokens: a row, {options.batch} of them, "

@@ -32,8 +32,8 @@ def milliseconds(
     """Predict a step's time.
 
     floor + 2 P' T / matmul + A' / (0.59 matmul) + 2.516 P' / copy + passes * activations / copy
-    + exposed * 2 inputs / link, with P' the weights whose product the plan does again, A' the
-    attention that it does again
+    + (exposed * 2 inputs + rows of an embedding in host memory) / link, with P' the weights whose
+    product the plan does again, A' the attention that it does again
 
     Args:
       config: Of the model.
@@ -65,6 +65,8 @@ def milliseconds(
     if plan in residuals.OFFLOADING:
         inputs = 2 * config.hidden_size * config.num_hidden_layers * done.tokens
         seconds += EXPOSED * 2 * inputs / card.link
+    if plan in residuals.EMBEDDING_ON_HOST and not config.tie_word_embeddings:
+        seconds += 2 * config.hidden_size * done.tokens / card.link
     return 1e3 * seconds
 
 

@@ -137,6 +137,7 @@ class Held:
       optimizer: Its state.
       gradients: Of what is trained, float32 at least.
       prepared: The adapters once more, as the products of a step read them.
+      embedding: Of the weights, what "least" keeps in host memory.
     """
 
     weights: int
@@ -144,6 +145,7 @@ class Held:
     optimizer: int
     gradients: int
     prepared: int
+    embedding: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,6 +220,8 @@ def footprint(shape: Shape, held: Held, plan: Remat) -> Footprint:
     moved = shape.working.offloaded if plan in residuals.OFFLOADING else 0
     pieces = residuals.MLP_PIECES if plan == "least" else 1
     scores, names = _scores(shape), residuals.PLANS[plan]
+    if plan in residuals.EMBEDDING_ON_HOST:
+        held = dataclasses.replace(held, weights=held.weights - held.embedding)
     return Footprint(
         held=held,
         inputs=float(one_input * (moved or layers)),

@@ -21,11 +21,11 @@ from jaxtune.data.rows import TokenizedRows
 from jaxtune.data.stream_plan import StreamPlan
 from jaxtune.language_model import LanguageModel
 from jaxtune.memory import GIB, planned
-from jaxtune.models.placement import split_rows
+from jaxtune.models.placement import place_embedding, split_rows
 from jaxtune.training.config import SFTConfig
 from jaxtune.training.footprint import footprint, largest
 from jaxtune.training.resume import Start
-from jaxtune.training.sizes import held_by, nbytes, shape_of
+from jaxtune.training.sizes import device_nbytes, held_by, shape_of
 from jaxtune.training.step import Step, make_train_step, split
 from jaxtune.training.train_rows import TrainRows, known_rows
 from pallas_kernels.dispatch import current_device
@@ -88,6 +88,7 @@ def settle(
     """
     free = free_bytes(jax.local_devices()[0].memory_stats(), (split(model)[1:], start.opt_state))
     if free is None:
+        place_embedding(model)
         return Settled(step=step_of(model, args, tx))
     head = layout.head if isinstance(layout, StreamPlan) else layout
     sizing = _sizing(model, args, tx, head, free * USABLE)
@@ -98,6 +99,7 @@ def settle(
     peak: int | None = None
     for plan in _candidates(model, sizing):
         model.model.remat = plan
+        place_embedding(model)
         step = step_of(model, args, tx)
         peak = compiled_peak(step, model, start.opt_state, batch)
         if peak is None or peak <= sizing.limit:
@@ -129,7 +131,7 @@ def free_bytes(stats: Mapping[str, int] | None, own: Any) -> int | None:
     """
     if stats is None or "bytes_limit" not in stats:
         return None
-    others = max(0, stats.get("bytes_in_use", 0) - nbytes(own))
+    others = max(0, stats.get("bytes_in_use", 0) - device_nbytes(own))
     return stats["bytes_limit"] - others
 
 

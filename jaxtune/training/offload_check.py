@@ -1,4 +1,4 @@
-"""Whether offloaded layer inputs come back as they left: asked on the first batch of a run.
+"""Whether what is kept in host memory comes back as it left: asked on the first batch of a run.
 
 XLA has returned the wrong slice of an offloaded scan residual without a word
 (https://github.com/openxla/xla/pull/46231), so a plan that offloads is tried before it is used.
@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxtune.data.batch import Batch, MicroBatches
+from jaxtune.layers.host_memory import in_host_memory, rows_of
 from jaxtune.models.decoder import CausalLM
 from jaxtune.training.step import loss, split
 
@@ -17,7 +18,7 @@ LIMIT = 0.02  # of a gradient's norm; rounding and unordered sums in 16 bits sta
 def check_offload(
     model: CausalLM, batch: Batch | MicroBatches, rows: int, *, part: int = 1
 ) -> None:
-    """Compare the gradients of a micro-batch with and without offload.
+    """Compare the gradients of a micro-batch with and without offload, and what the host looks up.
 
     Args:
       model: Its plan is "offload" or "least"; unchanged afterwards.
@@ -27,9 +28,10 @@ def check_offload(
         would not fit into the device.
 
     Raises:
-      RuntimeError: A gradient differs by more than `LIMIT` of its norm.
+      RuntimeError: A gradient differs by more than `LIMIT` of its norm, or a row of the embedding.
     """
     micro = batch.first() if isinstance(batch, MicroBatches) else batch
+    check_rows(model, np.asarray(micro.input_ids)[:rows])
     length = micro.input_ids.shape[1]
     micro = _first(micro, rows, max(length // part, 1))
     gradient = jax.jit(jax.grad(loss, argnums=1, has_aux=True), static_argnums=0)
@@ -47,6 +49,28 @@ def check_offload(
             f"first batch they differ by {difference:.3g} of their norm, wanted <= {LIMIT}. This "
             "version of JAX moves them wrongly on this device: pass "
             "use_gradient_checkpointing=True, or use another version."
+        )
+
+
+def check_rows(model: CausalLM, input_ids: np.ndarray) -> None:
+    """Refuse an embedding in host memory whose rows arrive changed.
+
+    Args:
+      model: With its embedding where the plan wants it.
+      input_ids: Of the first rows of a batch, [B, T].
+
+    Raises:
+      RuntimeError: A row differs.
+    """
+    matrix = model.model.embed_tokens.weight.get_value()
+    if not in_host_memory(matrix):
+        return
+    found = np.asarray(jax.jit(rows_of)(matrix, input_ids))
+    if not np.array_equal(found, np.asarray(matrix)[input_ids]):
+        raise RuntimeError(
+            "rows of an embedding that is kept in host memory must arrive as they are; on the "
+            "first batch some differ. This version of JAX looks them up wrongly: pass "
+            'use_gradient_checkpointing="unsloth", or use another version.'
         )
 
 

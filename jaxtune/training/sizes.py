@@ -9,8 +9,10 @@ import optax
 from flax import nnx
 
 from jaxtune.adapters.modules import projections
+from jaxtune.layers.host_memory import in_host_memory
 from jaxtune.layers.variables import Frozen
 from jaxtune.models.decoder import CausalLM, stream_dtype
+from jaxtune.models.placement import embedding_moves
 from jaxtune.training.footprint import ON_CPU, ON_GPU, Held, Shape
 from jaxtune.training.step import merge, split
 from pallas_kernels.nf4 import is_stack
@@ -48,6 +50,7 @@ def held_by(model: CausalLM, tx: optax.GradientTransformation) -> Held:
             for leaf in jax.tree.leaves(trainable)
         ),
         prepared=nbytes(ready),
+        embedding=nbytes(model.model.embed_tokens.weight) if embedding_moves(model) else 0,
     )
 
 
@@ -85,6 +88,11 @@ def shape_of(
 def nbytes(tree: Any) -> int:
     """Bytes of a tree's arrays, abstract ones too."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def device_nbytes(tree: Any) -> int:
+    """Bytes of those of a tree's arrays that are not in host memory."""
+    return nbytes([leaf for leaf in jax.tree.leaves(tree) if not in_host_memory(leaf)])
 
 
 def _ranks(model: CausalLM) -> tuple[int, int, int, int]:

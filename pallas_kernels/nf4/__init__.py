@@ -11,6 +11,7 @@ from pallas_kernels.nf4.contract import Beside as Beside
 from pallas_kernels.nf4.contract import NestedAbsmax as NestedAbsmax
 from pallas_kernels.nf4.contract import from_pairs as from_pairs
 from pallas_kernels.nf4.contract import to_pairs as to_pairs
+from pallas_kernels.nf4.plain import with_plain_absmax as with_plain_absmax
 from pallas_kernels.nf4.quantize import double_quantize as double_quantize
 from pallas_kernels.nf4.quantize import quantize_nf4 as quantize_nf4
 
@@ -28,4 +29,5 @@ __all__ = [
     "layer_matrix",
     "quantize_nf4",
     "to_pairs",
+    "with_plain_absmax",
 ]

@@ -23,7 +23,7 @@ def test_every_option_is_explained(capsys):
         cli.main(["bench", "--help"])
     assert ended.value.code == 0
     out = capsys.readouterr().out
-    for name in Bench.__dataclass_fields__:
+    for name in (name.replace("_", "-") for name in Bench.__dataclass_fields__):
         assert re.search(rf"--{name}[ ,]", out), name
     assert "{none,gate_up,attention,full,offload,least}" in out
     assert "{4,16}" in out

@@ -7,7 +7,7 @@ measured on an H200 with `jaxtune bench`.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -145,7 +145,8 @@ def predicted_and_planned(
     state = jax.eval_shape(tx.init, trainable)
     compiled = planned(step.lower(trainable, state, frozen, batch, np.bool_(False)).compile())
     shape = shape_of(model, rows, length, accumulation=accumulation, gpu=False, blockwise=True)
-    return footprint(shape, held_by(model, tx), plan), compiled.peak
+    held = dataclasses.replace(held_by(model, tx), embedding=0)  # an abstract one cannot be moved
+    return footprint(shape, held, plan), compiled.peak
 
 
 @pytest.mark.parametrize(("case", "plan"), DEFAULT)
@@ -214,3 +215,22 @@ def test_what_is_held_by_hand() -> None:
     assert held.trained == held.gradients == 4 * rank_columns
     assert held.optimizer == pytest.approx((2 + 8 / 256) * rank_columns, rel=1e-4)
     assert held.prepared == 2 * rank_columns
+    assert held.embedding == 2 * 128256 * 4096
+
+
+def test_least_leaves_an_untied_frozen_embedding_to_the_host() -> None:
+    model = llama_8b()
+    held = held_by(model, optimizer("adamw_8bit"))
+    shape = shape_of(model, 2, 2048, accumulation=1, gpu=True, blockwise=False)
+    parts = {plan: footprint(shape, held, plan).parts() for plan in get_args(Remat)}
+    weights = {plan: found["weights"] for plan, found in parts.items()}
+    assert weights.pop("least") == held.weights - held.embedding
+    assert set(weights.values()) == {float(held.weights)}
+    # The design's limit.
+    assert sum(parts["least"].values()) / GIB < 5.6
+
+
+def test_a_tied_embedding_is_in_no_plans_host_memory() -> None:
+    config = find_subject("llama-3.2-1b").config
+    held = held_by(model_of(config, rank=16, dtype="bfloat16"), optimizer("adamw_8bit"))
+    assert held.embedding == 0
