@@ -10,7 +10,7 @@ from jaxtune.adapters.create import create_adapter
 from jaxtune.adapters.targets import PROJECTIONS
 from jaxtune.errors import NotBuiltYetError
 from jaxtune.language_model import LanguageModel
-from jaxtune.models.placement import data_mesh
+from jaxtune.models.placement import mesh_of
 from jaxtune.models.run import Remat
 from jaxtune.pretrained import Range, Source, load_pretrained
 from pallas_kernels import check_backend
@@ -155,7 +155,7 @@ class FastLanguageModel:
             ),
             Range(max_seq_length=max_seq_length, rope_scaling=rope_scaling),
             dtype=dtype,
-            mesh=data_mesh(mesh),
+            mesh=mesh_of(mesh),
             fix_tokenizer=fix_tokenizer,
             load_in_4bit=load_in_4bit and not load_in_16bit and not full_finetuning,
             full_finetuning=full_finetuning,

@@ -34,7 +34,6 @@ from jaxtune.models.configuration import (
 )
 from jaxtune.models.hub import resolve_folder
 from jaxtune.models.loading import load_model
-from jaxtune.models.placement import devices_of
 from jaxtune.models.precision import resolve_dtype
 from jaxtune.models.registry import find_family
 
@@ -149,7 +148,7 @@ def load_pretrained(
         mesh=mesh,
         max_seq_length=range_.max_seq_length or setting.config.max_position_embeddings,
     )
-    model.model.spread = devices_of(mesh) > 1
+    model.model.mesh = mesh
     if full_finetuning:
         train_all(model)
         model.carried.full_finetuning = True
