@@ -101,6 +101,11 @@ def _divides(size: int, axes: Axes, mesh: Mesh) -> bool:
     return size % int(np.prod([mesh.shape[axis] for axis in axes])) == 0
 
 
+def names_at(spec: PartitionSpec) -> list[Axes]:
+    """The mesh axes that each axis of an array is split over."""
+    return [(one,) if isinstance(one, str) else tuple(one or ()) for one in spec]
+
+
 def is_spec(value: object) -> bool:
     """Whether a node is a `PartitionSpec`: a leaf here, whatever JAX takes it for."""
     return isinstance(value, PartitionSpec)

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from jaxtune.models.naming import is_stacked
 from jaxtune.models.placement import FSDP
-from jaxtune.models.sharding_rules import is_spec
+from jaxtune.models.sharding_rules import is_spec, names_at
 from pallas_kernels import NF4
 from pallas_kernels.nf4 import Bank
 from pallas_kernels.pytree import pytree
@@ -116,10 +116,7 @@ def with_whole_ends(state: T) -> T:
 
 def _split_axis(spec: PartitionSpec) -> int | None:
     """The axis of an array that is split over "fsdp"."""
-    for axis, names in enumerate(spec):
-        if FSDP in (names if isinstance(names, tuple) else (names,)):
-            return axis
-    return None
+    return next((axis for axis, names in enumerate(names_at(spec)) if FSDP in names), None)
 
 
 def _joined(value: Any, axes: Sequence[int | None]) -> Any:

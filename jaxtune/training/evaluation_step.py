@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxtune.data.batch import IGNORE, Batch, shift_labels
 from jaxtune.models.decoder import CausalLM
-from jaxtune.models.placement import ROW_AXES, row_spec
+from jaxtune.models.placement import row_spec
 from jaxtune.models.shards import with_whole_ends
 from jaxtune.training.per_device import spread_of
 from jaxtune.training.step import head_loss, merge
@@ -59,10 +59,10 @@ def evaluation_step(
 
     def over_devices(*parts: Any) -> tuple[dict[str, jax.Array], Any]:
         sums, predictions = sums_of(*parts)
-        return jax.lax.psum(sums, ROW_AXES), predictions
+        return spread.total(sums), predictions
 
     return spread.run(
-        over_devices, (PartitionSpec(), row_spec(0)), trainable, frozen, batch
+        over_devices, (PartitionSpec(), spread.manual(row_spec(0))), trainable, frozen, batch
     )
 
 

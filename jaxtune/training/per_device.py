@@ -6,7 +6,7 @@ the decoder puts one layer together at a time. What "tensor" splits is left to t
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from jaxtune.data.batch import Batch, MicroBatches
 from jaxtune.models.decoder import CausalLM
 from jaxtune.models.placement import AXES, ROW_AXES, TENSOR, batch_specs
 from jaxtune.models.sharding import state_specs
-from jaxtune.models.sharding_rules import is_spec
+from jaxtune.models.sharding_rules import is_spec, names_at
 from jaxtune.models.shards import as_shards, is_shard
 
 
@@ -61,19 +61,23 @@ class Spread:
           What the function gives, over the mesh.
         """
 
+        if not self._manual_axes:
+            return function(self.graphdef, trainable, frozen, batch, *others)
+        trained_specs, frozen_specs = self.manual(self.trained), self.manual(self.frozen)
+
         def on_device(trainable: Any, frozen: Any, batch: Any, *others: Any) -> Any:
             return function(
                 self.graphdef,
-                as_shards(trainable, self.trained),
-                as_shards(frozen, self.frozen),
-                _with_own_draws(batch),
+                as_shards(trainable, trained_specs),
+                as_shards(frozen, frozen_specs),
+                self._with_own_draws(batch),
                 *others,
             )
 
         in_specs = (
-            self.manual(self.trained),
-            self.manual(self.frozen),
-            batch_specs(batch, self.mesh),
+            trained_specs,
+            frozen_specs,
+            self.manual(batch_specs(batch, self.mesh)),
             *(PartitionSpec() for _ in others),
         )
         spread = jax.shard_map(
@@ -89,20 +93,32 @@ class Spread:
 
     @property
     def _manual_axes(self) -> tuple[str, ...]:
-        """The axes whose devices work by themselves: all, unless the compiler has one to split."""
-        return ROW_AXES if self.mesh.shape[TENSOR] > 1 else AXES
+        """The axes whose devices work by themselves: all, unless the compiler has one to split.
+
+        Beside such a one, XLA refuses to sum over an axis of a single device.
+        """
+        if self.mesh.shape[TENSOR] == 1:
+            return AXES
+        return tuple(axis for axis in ROW_AXES if self.mesh.shape[axis] > 1)
 
     def manual(self, specs: Any) -> Any:
         """The split that is not left to the compiler."""
 
-        def kept(names: Any) -> Any:
-            several = names if isinstance(names, tuple) else (names,)
-            left = tuple(name for name in several if name in self._manual_axes)
-            return left or None
+        def kept(spec: PartitionSpec) -> PartitionSpec:
+            left = [[n for n in names if n in self._manual_axes] for names in names_at(spec)]
+            return PartitionSpec(*(tuple(names) or None for names in left))
 
-        return jax.tree.map(
-            lambda spec: PartitionSpec(*map(kept, spec)), specs, is_leaf=is_spec
-        )
+        return jax.tree.map(kept, specs, is_leaf=is_spec)
+
+    def total(self, tree: Any, but: Collection[str] = ()) -> Any:
+        """The sum over the devices that rows are split over; inside `run`.
+
+        Args:
+          tree: Of arrays.
+          but: Axes to leave out.
+        """
+        axes = [axis for axis in ROW_AXES if axis in self._manual_axes and axis not in but]
+        return lax.psum(tree, tuple(axes))
 
     def summed(self, gradient: nnx.State) -> nnx.State:
         """The sum over all devices of a gradient, each array split as the parameter is.
@@ -111,13 +127,21 @@ class Spread:
         """
 
         def total(part: jax.Array, spec: PartitionSpec) -> jax.Array:
-            done = {name for names in spec for name in (names if names else ())}
-            return lax.psum(part, tuple(axis for axis in ROW_AXES if axis not in done))
+            done = {name for names in names_at(spec) for name in names}
+            return self.total(part, but=done)
 
         plain = jax.tree.map(
             lambda leaf: leaf.value if is_shard(leaf) else leaf, gradient, is_leaf=is_shard
         )
         return jax.tree.map(total, plain, self.manual(self.trained))
+
+    def _with_own_draws(self, batch: Batch | MicroBatches) -> Batch | MicroBatches:
+        """The batch with a dropout key that no other device has."""
+        if batch.dropout_key is None:
+            return batch
+        rows = tuple(axis for axis in ROW_AXES if axis in self._manual_axes)
+        key = jax.random.fold_in(batch.dropout_key, lax.axis_index(rows))
+        return dataclasses.replace(batch, dropout_key=key)
 
     def placed(self, tree: nnx.State) -> nnx.State:
         """Arrays like the trained ones, where those lie."""
@@ -150,11 +174,3 @@ def spread_of(
         trained=state_specs(trainable, mesh),
         frozen=state_specs(frozen, mesh),
     )
-
-
-def _with_own_draws(batch: Batch | MicroBatches) -> Batch | MicroBatches:
-    """The batch with a dropout key that no other device has."""
-    if batch.dropout_key is None:
-        return batch
-    key = jax.random.fold_in(batch.dropout_key, lax.axis_index(ROW_AXES))
-    return dataclasses.replace(batch, dropout_key=key)

@@ -14,7 +14,6 @@ from jaxtyping import Array, Float, Int
 
 from jaxtune.data.batch import IGNORE, Batch, MicroBatches, shift_labels
 from jaxtune.models.decoder import CausalLM
-from jaxtune.models.placement import ROW_AXES
 from jaxtune.models.shards import with_whole_ends
 from jaxtune.optim.loss_scale import LossScaleState
 from jaxtune.training.per_device import spread_of
@@ -183,7 +182,7 @@ def window_gradient(
 
         def over_devices(*parts: Any) -> _Sums:
             gradient, loss_sum, count = sums(*parts)
-            return spread.summed(gradient), *jax.lax.psum((loss_sum, count), ROW_AXES)
+            return spread.summed(gradient), *spread.total((loss_sum, count))
 
         out_specs = (spread.manual(spread.trained), PartitionSpec(), PartitionSpec())
         gradient, loss_sum, count = spread.run(
