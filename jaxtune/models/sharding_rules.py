@@ -75,8 +75,7 @@ def _matrix(shape: tuple[int, ...], rule: str, mesh: Mesh) -> PartitionSpec:
         splits = [((FSDP,), (TENSOR,))]
     for split in splits:
         if all(_divides(size, axes, mesh) for size, axes in zip(shape[-2:], split, strict=True)):
-            ends = [axes[0] if len(axes) == 1 else axes or None for axes in split]
-            return PartitionSpec(*[None] * (len(shape) - 2), *ends)
+            return split_over([()] * (len(shape) - 2) + list(split), mesh)
     return PartitionSpec()
 
 
@@ -91,7 +90,7 @@ def _flat(stack: NF4, mesh: Mesh) -> NF4:
     def part(array: Any) -> PartitionSpec:
         # The tables and a weight's one offset do not count elements.
         if len(array.shape) == 2 and _divides(array.shape[1], (FSDP, TENSOR), mesh):
-            return PartitionSpec(None, (FSDP, TENSOR))
+            return split_over([(), (FSDP, TENSOR)], mesh)
         return PartitionSpec()
 
     return jax.tree.map(part, stack)
@@ -99,6 +98,17 @@ def _flat(stack: NF4, mesh: Mesh) -> NF4:
 
 def _divides(size: int, axes: Axes, mesh: Mesh) -> bool:
     return size % int(np.prod([mesh.shape[axis] for axis in axes])) == 0
+
+
+def split_over(axes: Sequence[Axes], mesh: Mesh) -> PartitionSpec:
+    """The split of an array's axes over axes of the mesh, in the form that JAX gives it itself.
+
+    It takes two forms of one split for two, and compiles for both.
+    """
+    real = [tuple(name for name in names if mesh.shape[name] > 1) for names in axes]
+    while real and not real[-1]:
+        real.pop()
+    return PartitionSpec(*(names[0] if len(names) == 1 else names or None for names in real))
 
 
 def names_at(spec: PartitionSpec) -> list[Axes]:

@@ -16,6 +16,7 @@ from jaxtune.data.batch import IGNORE, Batch, MicroBatches, shift_labels
 from jaxtune.models.decoder import CausalLM
 from jaxtune.models.shards import with_whole_ends
 from jaxtune.optim.loss_scale import LossScaleState
+from jaxtune.training.optimizer_places import placed_state
 from jaxtune.training.per_device import spread_of
 from pallas_kernels import linear_cross_entropy
 
@@ -391,6 +392,10 @@ def make_train_step(
             updates = jax.tree.map(lambda u: jnp.where(halted, jnp.zeros_like(u), u), updates)
         # optax's annotation forgets that the tree it returns is of the kind that it was given.
         updated: Any = optax.apply_updates(trainable, updates)
+        spread = spread_of(graphdef, trainable, frozen)
+        if spread is not None:  # the next step takes them as this one did
+            updated = spread.placed(updated)
+            opt_state = placed_state(opt_state, trainable, spread.mesh)
         return updated, opt_state, metrics
 
     options = DETERMINISTIC if deterministic else None
