@@ -12,14 +12,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 # are read, and computed with in parts over "tensor".
 AXES = DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
 ROW_AXES = (DATA, FSDP)
+AUTO = "auto"
 
 
 def mesh_of(asked: Any) -> Mesh | None:
     """The mesh that a user asked for, with the axes "data", "fsdp" and "tensor".
 
     Args:
-      asked: None; sizes such as {"data": 2, "fsdp": 4}, over the first devices that JAX sees; or a
-        `jax.sharding.Mesh` with some of these axes, or with one axis of any name, then "data".
+      asked: None; sizes such as {"data": 2, "fsdp": 4}, over the first devices that JAX sees; a
+        `jax.sharding.Mesh` with some of these axes, or with one axis of any name, then "data"; or
+        "auto", all devices as "data", where nobody knows better.
 
     Returns:
       None, or the mesh of three axes that the compiler may split arrays over as it sees fit; those
@@ -33,16 +35,18 @@ def mesh_of(asked: Any) -> Mesh | None:
         return None
     if isinstance(asked, Mesh):
         return _three_axes(asked)
+    if asked == AUTO:
+        return mesh_of_sizes({DATA: jax.device_count()})
     if isinstance(asked, Mapping):
-        return _of_sizes(asked)
+        return mesh_of_sizes(asked)
     raise TypeError(
         "`mesh` must be 'auto', a dict of sizes, a jax.sharding.Mesh or None; got "
         f"{asked!r}. Pass {{'data': {jax.device_count()}}}, for example."
     )
 
 
-def _of_sizes(sizes: Mapping[Any, Any]) -> Mesh:
-    """The first devices, as many as the sizes ask for."""
+def mesh_of_sizes(sizes: Mapping[Any, Any]) -> Mesh:
+    """The first devices, as many as the sizes of the axes ask for; see `mesh_of`."""
     _check_axes(sizes)
     for axis, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
@@ -76,7 +80,7 @@ def _check_axes(sizes: Mapping[Any, Any]) -> None:
     unknown = [axis for axis in sizes if axis not in AXES]
     if unknown or not sizes:
         raise ValueError(
-            f"the axes of `mesh` must be among {list(AXES)}; got {list(sizes)}. \"data\" splits "
+            f'the axes of `mesh` must be among {list(AXES)}; got {list(sizes)}. "data" splits '
             'rows, "fsdp" rows and weights, "tensor" the weights\' products.'
         )
 
@@ -84,6 +88,23 @@ def _check_axes(sizes: Mapping[Any, Any]) -> None:
 def replicated(mesh: Mesh | None) -> NamedSharding | None:
     """A copy on every device of the mesh; None, JAX's default device, without one."""
     return None if mesh is None else NamedSharding(mesh, PartitionSpec())
+
+
+def put(array: Any, place: NamedSharding | None) -> jax.Array:
+    """Bring an array of the host to its place, to each device its own part of it.
+
+    Args:
+      array: In host memory; the same in every process that has some of the devices.
+      place: None: JAX's default device.
+    """
+    if place is None or place.is_fully_addressable:
+        return jax.device_put(array, place)
+    return jax.make_array_from_callback(np.shape(array), place, lambda index: array[index])
+
+
+def held_at(array: jax.Array, place: NamedSharding | None) -> jax.Array:
+    """An array that is being traced, and where it is to lie; None: wherever."""
+    return array if place is None else jax.lax.with_sharding_constraint(array, place)
 
 
 def row_spec(before: int) -> PartitionSpec:
@@ -145,3 +166,9 @@ def devices_of(mesh: Mesh | None) -> int:
 def splits_weights(mesh: Mesh | None) -> bool:
     """Whether a weight is split over devices."""
     return mesh is not None and mesh.shape[FSDP] * mesh.shape[TENSOR] > 1
+
+
+def described(mesh: Mesh) -> str:
+    """The sizes of the axes that have some devices, for a person."""
+    sizes = [f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1]
+    return ", ".join(sizes) or "one device"

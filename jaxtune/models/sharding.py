@@ -7,7 +7,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from jaxtune.models.decoder import CausalLM
-from jaxtune.models.sharding_rules import is_spec, specs_of
+from jaxtune.models.sharding_rules import is_spec, second_axis, specs_of
 
 
 def state_specs(state: nnx.State, mesh: Mesh) -> nnx.State:
@@ -32,6 +32,15 @@ def place_of(path: Any, value: Any, mesh: Mesh | None) -> Any:
     return jax.tree.map(
         lambda spec: NamedSharding(mesh, spec), specs_of(path, value, mesh), is_leaf=is_spec
     )
+
+
+def part_place(shape: tuple[int, ...], mesh: Mesh | None) -> NamedSharding | None:
+    """Where [rows, N] of a weight go that is being read: every device gets some of the columns.
+
+    So each byte leaves the host once for each copy of the weights, and the devices exchange what
+    belongs to others.
+    """
+    return None if mesh is None else NamedSharding(mesh, second_axis(shape, mesh))
 
 
 def place_model(model: CausalLM, mesh: Mesh | None) -> None:

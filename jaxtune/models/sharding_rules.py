@@ -5,11 +5,11 @@ with it. Everything else (norms, biases, LoRA) is copied to every device: a few 
 per cent. To have another parameter split, add its module here.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxtune.config import DecoderConfig
@@ -86,18 +86,19 @@ def _flat(stack: NF4, mesh: Mesh) -> NF4:
     16,384 weights), nor need it: parts are only ever joined again, which gives every array as it
     was, and with it the places of all blocks. What does not divide is copied.
     """
+    # The tables, and the offsets, one a layer, have a single axis.
+    return jax.tree.map(lambda array: second_axis(array.shape, mesh), stack)
 
-    def part(array: Any) -> PartitionSpec:
-        # The tables and a weight's one offset do not count elements.
-        if len(array.shape) == 2 and _divides(array.shape[1], (FSDP, TENSOR), mesh):
-            return split_over([(), (FSDP, TENSOR)], mesh)
-        return PartitionSpec()
 
-    return jax.tree.map(part, stack)
+def second_axis(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """A split of [.., N] over all devices of a copy of the weights, if N divides; else none."""
+    if len(shape) == 2 and _divides(shape[1], (FSDP, TENSOR), mesh):
+        return split_over([(), (FSDP, TENSOR)], mesh)
+    return PartitionSpec()
 
 
 def _divides(size: int, axes: Axes, mesh: Mesh) -> bool:
-    return size % int(np.prod([mesh.shape[axis] for axis in axes])) == 0
+    return size % math.prod(mesh.shape[axis] for axis in axes) == 0
 
 
 def split_over(axes: Sequence[Axes], mesh: Mesh) -> PartitionSpec:
@@ -133,6 +134,25 @@ def check_mesh(config: DecoderConfig, mesh: Mesh | None) -> None:
     """
     if mesh is None:
         return
+    for axis in (FSDP, TENSOR):
+        sizes = _divided(config, axis)
+        for name, size in sizes.items():
+            if size % mesh.shape[axis]:
+                good = ", ".join(map(str, _dividers(config, axis, mesh.size)))
+                raise ValueError(
+                    f"the size of the mesh's axis \"{axis}\" must divide the model's {name}; got "
+                    f"{mesh.shape[axis]} for {size}. Pass one of {good}, and the other devices "
+                    'as "data".'
+                )
+
+
+def largest_fsdp(config: DecoderConfig, devices: int) -> int:
+    """The largest size of "fsdp" that divides a model, and a number of devices."""
+    return max(size for size in _dividers(config, FSDP, devices) if devices % size == 0)
+
+
+def _divided(config: DecoderConfig, axis: str) -> dict[str, int]:
+    """The numbers that an axis must divide."""
     heads, head = config.num_attention_heads, config.head_dim
     widths = {
         "hidden_size": config.hidden_size,
@@ -140,17 +160,9 @@ def check_mesh(config: DecoderConfig, mesh: Mesh | None) -> None:
         "num_attention_heads * head_dim": heads * head,
         "num_key_value_heads * head_dim": config.num_key_value_heads * head,
     }
-    for axis, sizes in ((FSDP, widths), (TENSOR, widths | {"num_attention_heads": heads})):
-        for name, size in sizes.items():
-            if size % mesh.shape[axis]:
-                good = ", ".join(map(str, _common_divisors(sizes.values(), mesh.size)))
-                raise ValueError(
-                    f'the size of the mesh\'s axis "{axis}" must divide the model\'s {name}; got '
-                    f"{mesh.shape[axis]} for {size}. Pass one of {good}, and the other devices "
-                    'as "data".'
-                )
+    return widths | ({"num_attention_heads": heads} if axis == TENSOR else {})
 
 
-def _common_divisors(sizes: Any, most: int) -> Iterator[int]:
-    common = int(np.gcd.reduce(list(sizes)))
-    return (n for n in range(1, most + 1) if common % n == 0)
+def _dividers(config: DecoderConfig, axis: str, most: int) -> list[int]:
+    common = math.gcd(*_divided(config, axis).values())
+    return [size for size in range(1, most + 1) if common % size == 0]

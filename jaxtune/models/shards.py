@@ -143,9 +143,7 @@ def _one_layer(stack: NF4, index: jax.Array) -> NF4:
 
     nested = stack.nested
     if nested is not None:
-        nested = dataclasses.replace(
-            nested, absmax=one(nested.absmax), offset=one(nested.offset)
-        )
+        nested = dataclasses.replace(nested, absmax=one(nested.absmax), offset=one(nested.offset))
     return dataclasses.replace(
         stack, codes=one(stack.codes), absmax=one(stack.absmax), nested=nested
     )

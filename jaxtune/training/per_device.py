@@ -60,7 +60,6 @@ class Spread:
         Returns:
           What the function gives, over the mesh.
         """
-
         if not self._manual_axes:
             return function(self.graphdef, trainable, frozen, batch, *others)
         trained_specs, frozen_specs = self.manual(self.trained), self.manual(self.frozen)
@@ -152,9 +151,7 @@ class Spread:
         )
 
 
-def spread_of(
-    graphdef: nnx.GraphDef, trainable: nnx.State, frozen: nnx.State
-) -> Spread | None:
+def spread_of(graphdef: nnx.GraphDef, trainable: nnx.State, frozen: nnx.State) -> Spread | None:
     """How a model is spread over devices; None: it is not.
 
     Args:

@@ -175,7 +175,9 @@ def resume(
     _, trainable, _ = split(model)
     control = state.stateful_callbacks.get(TrainerControl.__name__, {}).get("args", {})
     return Start(
-        opt_state=with_values(first_state(tx, trainable, model.carried.mesh), _below(tree, OPTIMIZER)),
+        opt_state=with_values(
+            first_state(tx, trainable, model.carried.mesh), _below(tree, OPTIMIZER)
+        ),
         dropout_key=None if key is None else _key(tree[DROPOUT_KEY]),
         state=state,
         place=manifest.place,

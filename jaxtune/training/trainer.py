@@ -50,6 +50,7 @@ from jaxtune.training.loop import Loop
 from jaxtune.training.loss_plot import loss_figure
 from jaxtune.training.manifest import Identity
 from jaxtune.training.memory_plan import settle
+from jaxtune.training.mesh_choice import settle_mesh
 from jaxtune.training.reports import own_callbacks
 from jaxtune.training.resume import Start, find_checkpoint, resume, start_anew
 from jaxtune.training.run_numbers import run_numbers
@@ -160,7 +161,7 @@ class SFTTrainer(EvaluationMethods):
             )
         handler = CallbackHandler([*own_callbacks(self.args), *(callbacks or ())], self.args)
         limit = _first(max_seq_length, self.args.row_limit)
-        self.model = ready_model(model, peft_config, limit, self.args.seed)
+        self.model = ready_model(model, peft_config, limit, self.args)
         check_embedding_rate(self.args, self.optimizer, self.model)
         self.tokenizer = one_tokenizer(tokenizer, processing_class, self.model)
         self.max_length = row_limit(limit, self.model)
@@ -175,6 +176,7 @@ class SFTTrainer(EvaluationMethods):
             vocab_size=self.model.config.vocab_size,
         )
         self._read_rows(train_dataset, eval_dataset, options)
+        settle_mesh(self.model, self.args, self._sample_optimizer(), self._longest)
         self.callback_handler = handler
         handler.more |= {"model": self.model, "processing_class": self.tokenizer}
         handler.more |= {"optimizer": self.optimizer, "lr_scheduler": self.lr_scheduler}
@@ -386,6 +388,21 @@ class SFTTrainer(EvaluationMethods):
             train_dataset, self.tokenizer, options, self.args.max_steps
         )
         self.eval_dataset = self.eval_rows(eval_dataset)
+
+    def _sample_optimizer(self) -> optax.GradientTransformation:
+        """An optimizer whose states have the sizes of the run's."""
+        given = self._given_optimizers[0]
+        return (
+            create_optimizer(self.args.optim, optax.constant_schedule(0))
+            if given is None
+            else given
+        )
+
+    def _longest(self) -> int:
+        """Tokens of the longest row of the run."""
+        if self._packing is not None:
+            return self.max_length
+        return max(map(len, known_rows(self.train_dataset).rows))
 
     def _prepare_optimizer(self, total_steps: int) -> optax.GradientTransformation:
         """The schedule, then the optimizer, anew for each run."""
