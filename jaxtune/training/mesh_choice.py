@@ -11,6 +11,7 @@ from jaxtune.models.auto_mesh import copied, device_limit, split
 from jaxtune.models.placement import AUTO, DATA, mesh_of
 from jaxtune.models.sharding import place_model
 from jaxtune.models.sharding_rules import check_mesh
+from jaxtune.optim.registry import create_optimizer
 from jaxtune.training.config import SFTConfig
 from jaxtune.training.memory_plan import fits_copied
 
@@ -18,7 +19,7 @@ from jaxtune.training.memory_plan import fits_copied
 def settle_mesh(
     model: LanguageModel,
     args: SFTConfig,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformation | None,
     longest: Callable[[], int],
 ) -> None:
     """Bring a model and its adapter to the devices of the run.
@@ -29,7 +30,7 @@ def settle_mesh(
     Args:
       model: Placed anew.
       args: The options.
-      tx: The optimizer, whose states need room.
+      tx: The optimizer, whose states need room; None: that of the options.
       longest: Gives the length of the longest row, tokens; called only if need be.
 
     Raises:
@@ -39,6 +40,7 @@ def settle_mesh(
     mesh, auto = _asked(args.mesh, model)
     if auto and mesh is not None and mesh.shape[DATA] == mesh.size > 1:
         limit = device_limit()
+        tx = create_optimizer(args.optim, optax.constant_schedule(0.0)) if tx is None else tx
         if limit is not None and not fits_copied(model, args, tx, longest(), limit):
             mesh = split(model.config)
     check_mesh(model.config, mesh)

@@ -51,6 +51,14 @@ def placed_state(state: Any, trainable: nnx.State, mesh: Mesh) -> Any:
     return structure.unflatten(map(place, leaves, _specs(state, trainable, mesh)))
 
 
+def kernels_for(trainable: nnx.State, mesh: Mesh | None) -> str:
+    """Backend request of an optimizer: a kernel would have all of what is split brought to it."""
+    if mesh is None:
+        return "auto"
+    specs = jax.tree.leaves(state_specs(trainable, mesh), is_leaf=is_spec)
+    return "xla" if any(map(any, specs)) else "auto"
+
+
 def _specs(state: Any, trainable: nnx.State, mesh: Mesh) -> list[PartitionSpec]:
     """The split of each leaf of the state: its parameter's, where it has that shape.
 

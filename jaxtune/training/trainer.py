@@ -51,12 +51,14 @@ from jaxtune.training.loss_plot import loss_figure
 from jaxtune.training.manifest import Identity
 from jaxtune.training.memory_plan import settle
 from jaxtune.training.mesh_choice import settle_mesh
+from jaxtune.training.optimizer_places import kernels_for
 from jaxtune.training.reports import own_callbacks
 from jaxtune.training.resume import Start, find_checkpoint, resume, start_anew
 from jaxtune.training.run_numbers import run_numbers
 from jaxtune.training.saver import Saver
 from jaxtune.training.start_report import start_lines, state_of
 from jaxtune.training.state import TrainerControl, TrainerState, TrainOutput
+from jaxtune.training.step import split
 from jaxtune.training.train_rows import (
     known_rows,
     plan_of,
@@ -176,7 +178,7 @@ class SFTTrainer(EvaluationMethods):
             vocab_size=self.model.config.vocab_size,
         )
         self._read_rows(train_dataset, eval_dataset, options)
-        settle_mesh(self.model, self.args, self._sample_optimizer(), self._longest)
+        settle_mesh(self.model, self.args, self._given_optimizers[0], self._longest)
         self.callback_handler = handler
         handler.more |= {"model": self.model, "processing_class": self.tokenizer}
         handler.more |= {"optimizer": self.optimizer, "lr_scheduler": self.lr_scheduler}
@@ -374,6 +376,7 @@ class SFTTrainer(EvaluationMethods):
             b2=args.adam_beta2,
             eps=args.adam_epsilon,
             weight_decay=args.weight_decay,
+            kernels=kernels_for(split(self.model)[1], self.model.carried.mesh),
         )
 
     def _read_rows(self, train_dataset: Any, eval_dataset: Any, options: RowOptions) -> None:
@@ -388,15 +391,6 @@ class SFTTrainer(EvaluationMethods):
             train_dataset, self.tokenizer, options, self.args.max_steps
         )
         self.eval_dataset = self.eval_rows(eval_dataset)
-
-    def _sample_optimizer(self) -> optax.GradientTransformation:
-        """An optimizer whose states have the sizes of the run's."""
-        given = self._given_optimizers[0]
-        return (
-            create_optimizer(self.args.optim, optax.constant_schedule(0))
-            if given is None
-            else given
-        )
 
     def _longest(self) -> int:
         """Tokens of the longest row of the run."""

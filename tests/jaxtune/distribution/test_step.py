@@ -62,7 +62,9 @@ def test_a_step_over_a_mixed_mesh_is_the_step_of_one_device():
 def test_ten_steps_over_any_mesh_are_those_of_one_device(kind, batch):
     optim = OPTIMIZERS[batch]
     case = {"kind": kind, "batch": batch, "optim": optim, "steps": 10}
-    for name, found in zip(MESHES, run([case | {"sizes": s} for s in MESHES.values()]), strict=True):
+    for name, found in zip(
+        MESHES, run([case | {"sizes": s} for s in MESHES.values()]), strict=True
+    ):
         print(name, found)
         check(found, optim)
         if kind in ("dense", "nf4") and "tensor" not in MESHES[name]:
