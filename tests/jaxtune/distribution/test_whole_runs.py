@@ -33,6 +33,6 @@ def test_weights_arrive_as_on_one_device_and_no_device_has_them_all(tmp_path):
     for loaded in found["loads"].values():
         assert loaded["equal"]
         # Its quarter, and a layer's matrix with the pieces that it is made of.
-        assert loaded["whole"] / 4 < loaded["most"] < loaded["whole"] * 0.6
+        assert loaded["whole"] / 4 < loaded["most"] < loaded["whole"] * 0.5
     copied, parts = {"data": 8, "fsdp": 1, "tensor": 1}, {"data": 1, "fsdp": 8, "tensor": 1}
     assert found["auto"] == [copied, parts, parts]

@@ -89,13 +89,10 @@ def loads(folder):
     class Watched(loading.tqdm):
         def update(self, n=1):
             nonlocal most
-            here = [
-                s.data.nbytes
-                for a in jax.live_arrays()
-                for s in a.addressable_shards
-                if s.device == last
-            ]
-            most = max(most, sum(here))
+            # Looking at an array's parts makes arrays of them, on one device each.
+            spread = [a for a in jax.live_arrays() if len(a.sharding.device_set) > 1]
+            parts = [part for array in spread for part in array.addressable_shards]
+            most = max(most, sum(part.data.nbytes for part in parts if part.device == last))
             return super().update(n)
 
     last = jax.devices()[-1]
