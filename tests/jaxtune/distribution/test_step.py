@@ -40,6 +40,23 @@ def test_a_step_over_a_mixed_mesh_is_the_step_of_one_device():
 
 
 @pytest.mark.slow
+def test_kernels_over_many_devices_see_what_one_of_them_has():
+    found = run("kernels")
+    rows, stacks = "1x32x", "1x"  # one of eight rows, and the layer alone
+    attention = [operands for operands in found["kernels"] if "1x32xi32" in operands]
+    weights = [operands for operands in found["kernels"] if "16xf32" in operands]
+    assert attention
+    assert weights
+    assert all(operands[0].startswith(rows) for operands in attention)
+    assert all(operands[1].startswith(stacks) for operands in weights)
+    # What is gathered at all: 4-bit weights as they are stored; embedding and head.
+    dtypes = {kind.rsplit("x", 1)[1] for kind in found["gathered"]}
+    ends = [kind for kind in found["gathered"] if kind.endswith("f32")]
+    assert dtypes == {"ui8", "f32"}
+    assert ends == ["97x64xf32"] * 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", OPTIMIZERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_ten_steps_over_any_mesh_are_those_of_one_device(kind, batch):
