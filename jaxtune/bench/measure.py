@@ -13,7 +13,7 @@ from jaxtune.bench.age import process_age
 from jaxtune.bench.memory import Memory, allocated, nvidia_smi_bytes
 from jaxtune.bench.setup import Setup
 from jaxtune.memory import planned
-from jaxtune.training.sizes import device_nbytes, nbytes
+from jaxtune.training.sizes import nbytes, nbytes_here
 
 WARM_UP = 3
 # https://docs.jax.dev/en/latest/jax.monitoring.html; the names stand in jax._src.
@@ -115,8 +115,8 @@ def measure(setup: Setup, steps: int) -> tuple[Measured, Callable[[], object], s
         donatable=len(consumed),
         loss=float(np.asarray(metrics["loss"])),
         memory=Memory(
-            frozen=device_nbytes(setup.frozen),
-            frozen_on_host=nbytes(setup.frozen) - device_nbytes(setup.frozen),
+            frozen=nbytes_here(setup.frozen),
+            frozen_on_host=nbytes(setup.frozen) - nbytes_here(setup.frozen),
             adapter=nbytes(setup.trainable),
             optimizer=nbytes(setup.opt_state),
             compiler=planned(compiled),

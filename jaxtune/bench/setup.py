@@ -18,7 +18,7 @@ from jaxtune.bench.subject import Subject
 from jaxtune.data.batch import Batch
 from jaxtune.language_model import LanguageModel, with_verbs
 from jaxtune.models.build import build
-from jaxtune.models.placement import place_embedding
+from jaxtune.models.host_embedding import place_embedding
 from jaxtune.models.precision import resolve_dtype
 from jaxtune.optim.registry import create_optimizer
 from jaxtune.training.step import Step, make_train_step, split

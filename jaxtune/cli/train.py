@@ -110,14 +110,19 @@ def _train(options: Train, output: Path, rows: Any, held_out: Any, resumed: Any)
 
 def _model(options: Train) -> tuple[LanguageModel, Any]:
     """The model with something to train in it, and its tokenizer."""
-    mesh = None
+    mesh = options.args.mesh
     if options.devices > 1:
+        if mesh is not None:
+            raise ValueError(
+                "--devices and --mesh both say where to train; got "
+                f"{options.devices} and {mesh}. Pass one of them."
+            )
         if options.devices > jax.device_count():
             raise ValueError(
                 f"--devices must be at most the {jax.device_count()} that JAX sees; got "
                 f"{options.devices}."
             )
-        mesh = jax.make_mesh((options.devices,), ("data",))
+        mesh = {"data": options.devices}
     model, tokenizer = FastLanguageModel.from_pretrained(
         options.model,
         max_seq_length=options.args.row_limit,

@@ -10,6 +10,8 @@ from flax import nnx
 
 from jaxtune.generation.warp import Warp, choose
 from jaxtune.layers.cache import KVCache, empty_cache
+from jaxtune.models.per_device import everywhere
+from jaxtune.models.shards import is_shard, with_whole_ends
 from pallas_kernels.nf4 import is_stack, with_plain_absmax
 from pallas_kernels.nf4_matmul.plan import MOST_ROWS
 from pallas_kernels.pytree import pytree
@@ -88,7 +90,21 @@ def prefill(
     Returns:
       The state after one new token, R = B * copies, and that token, [R].
     """
-    model = nnx.merge(graphdef, state)
+    read = functools.partial(_prefilled, slots, copies)
+    return everywhere(read, graphdef, state, prompts, stop_state, rules)
+
+
+def _prefilled(
+    slots: int,
+    copies: int,
+    graphdef: nnx.GraphDef,
+    state: nnx.State,
+    prompts: tuple[jax.Array, ...],
+    stop_state: jax.Array | None,
+    rules: Rules,
+) -> tuple[Decoding, jax.Array]:
+    """`prefill` on one device."""
+    model = nnx.merge(graphdef, with_whole_ends(state))
     config = model.config
     input_ids, segment_ids, positions = map(jnp.asarray, prompts)
     rows, _ = input_ids.shape
@@ -147,7 +163,14 @@ def decode(
     Returns:
       The new state; the first `CHUNK` tokens of this call, [R, CHUNK]; how many it made.
     """
-    rows = so_far.token.shape[0]
+    return everywhere(_decoded, graphdef, state, so_far, until, rules)
+
+
+def _decoded(
+    graphdef: nnx.GraphDef, state: nnx.State, so_far: Decoding, until: jax.Array, rules: Rules
+) -> tuple[Decoding, jax.Array, jax.Array]:
+    """`decode` on one device."""
+    rows, state = so_far.token.shape[0], with_whole_ends(state)
     model = nnx.merge(graphdef, _read_often(state) if rows <= MOST_ROWS else state)
     prepared = model.model.layers.prepare(model.dtype, adapters=True, dropout_key=None)
 
@@ -174,10 +197,13 @@ def decode(
 def _read_often(state: nnx.State) -> nnx.State:
     """The arrays of a model whose 4-bit weights are multiplied at every token, never made dense.
 
-    Their absmax are decoded once: a third of the time of that product goes into nested ones.
+    Their absmax are decoded once: a third of the time of that product goes into nested ones. What
+    is split over devices is put together, and made dense, a layer at a time.
     """
     return jax.tree.map(
-        lambda leaf: with_plain_absmax(leaf) if is_stack(leaf) else leaf, state, is_leaf=is_stack
+        lambda leaf: with_plain_absmax(leaf) if is_stack(leaf) else leaf,
+        state,
+        is_leaf=lambda leaf: is_stack(leaf) or is_shard(leaf),
     )
 
 

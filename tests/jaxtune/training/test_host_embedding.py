@@ -9,12 +9,12 @@ from safetensors.numpy import load_file
 from jaxtune.api import FastLanguageModel
 from jaxtune.generation import generate
 from jaxtune.layers.host_memory import in_host_memory
-from jaxtune.models import placement
+from jaxtune.models import host_embedding, placement
 from jaxtune.models.build import freeze, train_all
-from jaxtune.models.placement import place_embedding
+from jaxtune.models.host_embedding import place_embedding
 from jaxtune.training import offload_check
 from jaxtune.training.memory_plan import free_bytes
-from jaxtune.training.sizes import device_nbytes, nbytes
+from jaxtune.training.sizes import nbytes, nbytes_here
 from jaxtune.training.step import split
 from tests.families import VARIANTS
 from tests.jaxtune.generation.tiny import CONFIG, tiny_model
@@ -39,7 +39,7 @@ def test_the_plan_says_where_the_embedding_is():
     place_embedding(model)
     assert in_host_memory(weight_of(model))
     _, _, frozen = split(model)
-    assert nbytes(frozen) - device_nbytes(frozen) == before.nbytes
+    assert nbytes(frozen) - nbytes_here(frozen) == before.nbytes
     np.testing.assert_array_equal(weight_of(model), before)
     model.model.remat = "offload"
     place_embedding(model)
@@ -59,7 +59,7 @@ def test_an_embedding_that_the_device_needs_stays(case):
     if case == "trained":
         train_all(model)
     if case == "mesh":
-        model.carried.mesh = placement.data_mesh(jax.make_mesh((1,), ("data",)))
+        model.carried.mesh = placement.mesh_of({"data": 1})
     place_embedding(model)
     assert not in_host_memory(weight_of(model))
 
@@ -114,7 +114,7 @@ def runs(oracle, tmp_path_factory):
     found = []
     for name, plans in (("host", ("least",)), ("device", ())):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(placement, "EMBEDDING_ON_HOST", plans)
+            patch.setattr(host_embedding, "EMBEDDING_ON_HOST", plans)
             model, folder = adapted(oracle), tmp_path_factory.mktemp(name)
             FastLanguageModel.for_training(model, "least")
             trainer = trainer_of(

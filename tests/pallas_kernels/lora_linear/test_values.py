@@ -23,6 +23,7 @@ from tests.tolerances import relative_error, tolerance
 
 BACKENDS = ("xla", "interpret", pytest.param("triton", marks=pytest.mark.gpu))
 
+
 @pytest.fixture(autouse=True)
 def several_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Strips and blocks so small that odd cases have several; no dy is too small."""
