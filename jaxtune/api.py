@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from tqdm.auto import tqdm
-
 from convert import AdapterConfig
 from jaxtune.adapters.create import create_adapter
 from jaxtune.adapters.targets import PROJECTIONS
@@ -12,6 +10,7 @@ from jaxtune.errors import NotBuiltYetError
 from jaxtune.language_model import LanguageModel
 from jaxtune.models.placement import data_mesh
 from jaxtune.models.run import Remat
+from jaxtune.notes import tell
 from jaxtune.pretrained import Range, Source, load_pretrained
 from pallas_kernels import check_backend
 
@@ -234,7 +233,7 @@ class FastLanguageModel:
         _check_neutral(locals())
         _remat(use_gradient_checkpointing)
         if model.carried.full_finetuning:
-            tqdm.write("jaxtune: every weight is trained (full_finetuning); no adapter is added.")
+            tell("jaxtune: every weight is trained (full_finetuning); no adapter is added.")
             return model
         _check_init(init_lora_weights)
         request = AdapterConfig(

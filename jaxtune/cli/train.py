@@ -1,14 +1,18 @@
 """`jaxtune train`: rows and model to an adapter, by the trainer of the Python interface."""
 
+import contextlib
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
-from jaxtune import FastLanguageModel, SFTTrainer, get_chat_template, memory_stats
+from jaxtune import FastLanguageModel, SFTTrainer, get_chat_template, memory_stats, processes
 from jaxtune import train_on_responses_only as mask_questions
 from jaxtune.cli.data_source import check_writable, load_rows
+from jaxtune.cli.distributed import join_if_told
 from jaxtune.cli.train_options import LAST, LONGEST_ROW, Train
 from jaxtune.console import say
 from jaxtune.errors import NonFiniteLossError
@@ -33,6 +37,16 @@ def run(options: Train) -> int:
       ValueError: The model or the rows do not serve, or the device's memory is too small.
       OSError: A file is not there, or the folder is not to be written to.
     """
+    join_if_told(options)
+    with contextlib.ExitStack() as stack:
+        if not processes.is_first():
+            silence = stack.enter_context(Path(os.devnull).open("w"))
+            stack.enter_context(contextlib.redirect_stdout(silence))
+        return _run(options)
+
+
+def _run(options: Train) -> int:
+    """What `run` does once the processes have met; the first one alone prints."""
     output = Path(options.args.output_dir or "")
     check_writable(output, "--output-dir")
     resumed: Any = options.resume_from_checkpoint
@@ -110,14 +124,6 @@ def _train(options: Train, output: Path, rows: Any, held_out: Any, resumed: Any)
 
 def _model(options: Train) -> tuple[LanguageModel, Any]:
     """The model with something to train in it, and its tokenizer."""
-    mesh = None
-    if options.devices > 1:
-        if options.devices > jax.device_count():
-            raise ValueError(
-                f"--devices must be at most the {jax.device_count()} that JAX sees; got "
-                f"{options.devices}."
-            )
-        mesh = jax.make_mesh((options.devices,), ("data",))
     model, tokenizer = FastLanguageModel.from_pretrained(
         options.model,
         max_seq_length=options.args.row_limit,
@@ -128,7 +134,7 @@ def _model(options: Train) -> tuple[LanguageModel, Any]:
         use_gradient_checkpointing=_named(options.use_gradient_checkpointing),
         random_state=options.random_state,
         kernels=options.kernels,
-        mesh=mesh,
+        mesh=_mesh(options.devices),
         local_files_only=options.local_files_only,
     )
     if model.carried.adapter is not None:
@@ -149,6 +155,17 @@ def _model(options: Train) -> tuple[LanguageModel, Any]:
         )
     model.print_trainable_parameters()
     return model, tokenizer
+
+
+def _mesh(devices: int | None) -> Mesh | None:
+    """So many devices in a row; without a number one, or those of all processes."""
+    several = processes.count() > 1
+    there = jax.device_count() if several or devices is not None else 1
+    wanted = devices or there
+    if wanted > there or (several and wanted != there):
+        rule = "those of all processes," if several else "at most those that JAX sees,"
+        raise ValueError(f"--devices must be {rule} {there}; got {wanted}. Leave it out.")
+    return None if wanted == 1 else jax.make_mesh((wanted,), ("data",))
 
 
 def _named(choice: str) -> bool | str:

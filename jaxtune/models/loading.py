@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from tqdm.auto import tqdm
 
 from convert import Checkpoint, open_checkpoint, quantized_infos
+from jaxtune import processes
 from jaxtune.config import DecoderConfig
 from jaxtune.errors import IncompatibleCheckpointError
 from jaxtune.layers.linear import Linear
@@ -21,6 +22,7 @@ from jaxtune.models.naming import is_stacked
 from jaxtune.models.placement import replicated
 from jaxtune.models.read_ahead import ReadAhead
 from jaxtune.models.upload import Uploads
+from jaxtune.notes import tell
 
 ModelT = TypeVar("ModelT", bound=CausalLM)
 
@@ -62,7 +64,7 @@ def load_model(
         wanted = _leaves(model, checkpoint, load_in_4bit)
         skipped = _check_tensors(folder, checkpoint, wanted, model)
         if skipped and progress:
-            tqdm.write(
+            tell(
                 f"jaxtune: the text part of {model_class.__name__} is loaded; "
                 f"{skipped:,} tensors of its other parts are skipped."
             )
@@ -71,7 +73,7 @@ def load_model(
             desc="loading weights",
             unit="B",
             unit_scale=True,
-            disable=not progress,
+            disable=not (progress and processes.is_first()),
         )
         place = replicated(mesh)
         uploads = Uploads(checkpoint, place)

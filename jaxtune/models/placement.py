@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from jaxtune.errors import NotBuiltYetError
 
@@ -44,8 +44,25 @@ def replicated(mesh: Mesh | None) -> NamedSharding | None:
     return None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
 
+def put(value: Any, place: Sharding | None) -> jax.Array:
+    """A host's array on devices.
+
+    Args:
+      value: The whole of it, also where this process holds a part of the devices.
+      place: Where; None: JAX's default device, which a mesh may still take it from.
+
+    Returns:
+      The array. Unlike `jax.device_put` it exchanges nothing with other processes, so that threads
+      may call it in any order.
+    """
+    if place is None or place.is_fully_addressable:
+        return jax.device_put(value, place)
+    whole = np.asarray(value)
+    return jax.make_array_from_callback(whole.shape, place, lambda index: whole[index])
+
+
 def split_rows(batch: Any, mesh: Mesh | None) -> Any:
-    """Spread the rows of a batch's arrays over the mesh.
+    """Spread the rows of a batch's arrays over the mesh; a process sends those of its devices.
 
     Args:
       batch: A pytree of arrays, [..., B, T] with a multiple of the devices as B; scalars are
@@ -58,12 +75,12 @@ def split_rows(batch: Any, mesh: Mesh | None) -> Any:
     if mesh is None:
         return batch
 
-    def put(array: Any) -> jax.Array:
+    def spread(array: Any) -> jax.Array:
         before = np.ndim(array) - 2
         spec = () if before < 0 else (*[None] * before, mesh.axis_names[0])
-        return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec)))
+        return put(array, NamedSharding(mesh, PartitionSpec(*spec)))
 
-    return jax.tree.map(put, batch)
+    return jax.tree.map(spread, batch)
 
 
 def devices_of(mesh: Mesh | None) -> int:

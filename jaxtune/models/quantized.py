@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
 
 from convert import QuantizedInfo, QuantizedTensor
+from jaxtune.models.placement import put
 from pallas_kernels import NF4
 from pallas_kernels.blockwise_quant.tables import DYNAMIC_TABLE
 from pallas_kernels.nf4 import NestedAbsmax, from_pairs, to_pairs
@@ -31,16 +32,16 @@ def from_file(tensor: QuantizedTensor, place: NamedSharding | None) -> NF4:
     info, nested = tensor.info, None
     if tensor.nested_absmax is not None and tensor.nested_table is not None:
         nested = NestedAbsmax(
-            absmax=jax.device_put(tensor.nested_absmax[None], place),
-            table=jax.device_put(tensor.nested_table, place),
-            offset=jax.device_put(np.asarray([tensor.offset], np.float32), place),
+            absmax=put(tensor.nested_absmax[None], place),
+            table=put(tensor.nested_table, place),
+            offset=put(np.asarray([tensor.offset], np.float32), place),
             block=info.nested_block or 0,
         )
     rows, columns = info.shape
     return NF4(
-        codes=_from_pairs(jax.device_put(tensor.codes, place))[None],
-        absmax=jax.device_put(tensor.absmax[None], place),
-        table=jax.device_put(tensor.table, place),
+        codes=_from_pairs(put(tensor.codes, place))[None],
+        absmax=put(tensor.absmax[None], place),
+        table=put(tensor.table, place),
         nested=nested,
         matrix=(rows, columns),
         dtype=str(info.dtype),

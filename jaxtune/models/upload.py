@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from convert import Checkpoint, QuantizedInfo, TensorInfo, dequantize, read_quantized
+from jaxtune.models.placement import put
 from jaxtune.models.quantized import from_file
 from pallas_kernels import NF4
 from pallas_kernels.dispatch import current_device
@@ -39,7 +40,7 @@ class Uploads:
         buffer = _pages(needed) if self._borrows else self._buffer(needed)
         rows = self._checkpoint.read_rows(name, start, stop, buffer)
         # The buffer is written again: the device's copy must have been made.
-        return jax.device_put(rows, self._place).block_until_ready()
+        return put(rows, self._place).block_until_ready()
 
     def four_bits(self, info: QuantizedInfo) -> NF4:
         """A 4-bit weight as a stack of one on the device."""
@@ -48,7 +49,7 @@ class Uploads:
     def dequantized(self, info: QuantizedInfo) -> jax.Array:
         """The dense values of a 4-bit weight, of the dtype that bitsandbytes gives."""
         values = dequantize(read_quantized(self._checkpoint, info), info.dtype)
-        return jax.device_put(values, self._place).block_until_ready()
+        return put(values, self._place).block_until_ready()
 
     def _buffer(self, nbytes: int) -> np.ndarray:
         held: np.ndarray | None = getattr(self._local, "buffer", None)

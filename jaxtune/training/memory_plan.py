@@ -22,6 +22,7 @@ from jaxtune.data.stream_plan import StreamPlan
 from jaxtune.language_model import LanguageModel
 from jaxtune.memory import GIB, planned
 from jaxtune.models.placement import split_rows
+from jaxtune.training.agreement import agreed_bytes
 from jaxtune.training.config import SFTConfig
 from jaxtune.training.footprint import footprint, largest
 from jaxtune.training.resume import Start
@@ -86,7 +87,8 @@ def settle(
     Raises:
       ValueError: No plan that may be taken fits; it says what would.
     """
-    free = free_bytes(jax.local_devices()[0].memory_stats(), (split(model)[1:], start.opt_state))
+    own = (split(model)[1:], start.opt_state)
+    free = agreed_bytes(free_bytes(jax.local_devices()[0].memory_stats(), own))
     if free is None:
         return Settled(step=step_of(model, args, tx))
     head = layout.head if isinstance(layout, StreamPlan) else layout
