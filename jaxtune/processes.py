@@ -47,6 +47,8 @@ def join(
             process_id,
             cluster_detection_method="deactivate" if given else None,
             heartbeat_timeout_seconds=heartbeat_timeout,
+            # One that ends by an error waits so long for the others, who may be waiting for it.
+            shutdown_timeout_seconds=heartbeat_timeout,
         )
     except RuntimeError as error:
         raise ConnectionError(
@@ -61,9 +63,14 @@ def count() -> int:
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
+def number() -> int:
+    """Which of them this is, from 0."""
+    return jax.process_index() if jax.distributed.is_initialized() else 0
+
+
 def is_first() -> bool:
     """Whether this process is the one that logs, writes and uploads."""
-    return not jax.distributed.is_initialized() or jax.process_index() == 0
+    return number() == 0
 
 
 def wait_for_all(what: str) -> None:

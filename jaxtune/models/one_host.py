@@ -18,7 +18,8 @@ ModelT = TypeVar("ModelT", bound=CausalLM)
 def for_writing(model: ModelT, *, whole: bool = False) -> Iterator[ModelT | None]:
     """The model for the process that writes it; all processes call this, and leave it together.
 
-    A model that lies on the devices of one process is that process's own to write.
+    A model whose trained arrays (its weights, if it has none) lie in this process's memory is its
+    own to write: the copy that a checkpoint is written from, for one.
 
     Args:
       model: Its trained arrays, where they are spread over hosts, are gathered.
@@ -31,7 +32,7 @@ def for_writing(model: ModelT, *, whole: bool = False) -> Iterator[ModelT | None
       NotBuiltYetError: `whole`, and frozen weights are spread.
     """
     graphdef, trainable, frozen = nnx.split(model, nnx.Param, ...)
-    if not _spans(trainable) and not _spans(frozen):
+    if not _spans(jax.tree.leaves(trainable) or frozen):
         yield model
         return
     if whole and any(map(_is_spread, jax.tree.leaves(frozen))):
