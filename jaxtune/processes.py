@@ -39,13 +39,11 @@ def join(
       ValueError: Something is None and JAX does not find it.
       ConnectionError: The others cannot be reached.
     """
-    given = None not in (coordinator_address, num_processes, process_id)
     try:
         jax.distributed.initialize(
             coordinator_address,
             num_processes,
             process_id,
-            cluster_detection_method="deactivate" if given else None,
             heartbeat_timeout_seconds=heartbeat_timeout,
             # One that ends by an error waits so long for the others, who may be waiting for it.
             shutdown_timeout_seconds=heartbeat_timeout,

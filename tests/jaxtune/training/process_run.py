@@ -76,7 +76,7 @@ def gradient_of(trainer: SFTTrainer) -> dict[str, np.ndarray]:
 def measured(model: Path, output: Path, mesh: Any = None) -> dict[str, Any]:
     """What must not depend on the number of processes, with arrays by name beside it."""
     found, arrays = {}, {}
-    for optim, rate in (("sgd", 5e-2), ("adamw_torch", 1e-3)):
+    for optim, rate in (("sgd", 1e-2), ("adamw_torch", 1e-3)):
         trainer = trainer_of(model, mesh, optim=optim, learning_rate=rate, disable_tqdm=True)
         if optim == "sgd":
             arrays |= {f"gradient {n}": leaf for n, leaf in gradient_of(trainer).items()}
