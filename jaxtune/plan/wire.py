@@ -77,7 +77,8 @@ def _note(line: str, here: _Computation) -> None:
     found = _COLLECTIVE.search(line)
     if found:
         size = _nbytes(found[1], started=found[3] is not None and found[2] == "all-gather")
-        here.sent[found[2]] = here.sent.get(found[2], 0.0) + size * _SHARES[found[2]](_devices(line))
+        received = size * _SHARES[found[2]](_devices(line))
+        here.sent[found[2]] = here.sent.get(found[2], 0.0) + received
     loop = _LOOP.search(line)
     if loop:
         times = _TIMES.search(line)
