@@ -8,7 +8,7 @@ from jaxtune.adapters.create import create_adapter
 from jaxtune.adapters.targets import PROJECTIONS
 from jaxtune.errors import NotBuiltYetError
 from jaxtune.language_model import LanguageModel
-from jaxtune.models.placement import data_mesh
+from jaxtune.models.placement import AUTO, mesh_of
 from jaxtune.models.run import Remat
 from jaxtune.notes import tell
 from jaxtune.pretrained import Range, Source, load_pretrained
@@ -129,8 +129,12 @@ class FastLanguageModel:
           unsloth_tiled_mlp: False.
           text_only: Either; of a multimodal folder the text part is loaded.
           kernels: Backend of every op: "auto" or "xla".
-          mesh: Of one axis: every device gets the weights, and a step's rows are split over them,
-            `per_device_train_batch_size` each. None: one device.
+          mesh: Sizes of the axes "data", "fsdp" and "tensor", such as {"data": 2, "fsdp": 4}, or a
+            `jax.sharding.Mesh` of them. Rows are split over data times fsdp devices,
+            `per_device_train_batch_size` each. Over "fsdp" the weights are split too, and a layer
+            is put together as it is computed; "tensor" splits the products themselves, without
+            kernels. "auto": all devices, as "data" while the memory plan fits, else as "fsdp".
+            None: one device.
           local_files_only: Use the hub's cache and no network.
 
         Returns:
@@ -154,7 +158,7 @@ class FastLanguageModel:
             ),
             Range(max_seq_length=max_seq_length, rope_scaling=rope_scaling),
             dtype=dtype,
-            mesh=data_mesh(mesh),
+            mesh=AUTO if mesh == AUTO else mesh_of(mesh),
             fix_tokenizer=fix_tokenizer,
             load_in_4bit=load_in_4bit and not load_in_16bit and not full_finetuning,
             full_finetuning=full_finetuning,

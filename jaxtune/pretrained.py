@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from flax import nnx
 from jax.sharding import Mesh
 
 from convert import (
@@ -20,7 +21,8 @@ from jaxtune.adapters.attach import attach_adapter
 from jaxtune.config import DecoderConfig
 from jaxtune.data.pad_token import with_pad_token
 from jaxtune.language_model import LanguageModel, with_verbs
-from jaxtune.models.build import train_all
+from jaxtune.models.auto_mesh import device_limit, mesh_for_weights
+from jaxtune.models.build import build, train_all
 from jaxtune.models.carried import Carried
 from jaxtune.models.configuration import (
     described_change,
@@ -33,9 +35,10 @@ from jaxtune.models.configuration import (
 )
 from jaxtune.models.hub import resolve_folder
 from jaxtune.models.loading import load_model
-from jaxtune.models.placement import devices_of
+from jaxtune.models.placement import AUTO
 from jaxtune.models.precision import resolve_dtype
 from jaxtune.models.registry import find_family
+from jaxtune.models.sharding_rules import check_mesh
 from jaxtune.notes import tell
 
 ADAPTER_FILE = "adapter_config.json"
@@ -95,7 +98,7 @@ def load_pretrained(
     range_: Range,
     *,
     dtype: Any = None,
-    mesh: Mesh | None = None,
+    mesh: Mesh | str | None = None,
     fix_tokenizer: bool = True,
     load_in_4bit: bool = False,
     full_finetuning: bool = False,
@@ -106,7 +109,8 @@ def load_pretrained(
       source: Of the model, or of an adapter, whose base is loaded and which is attached trainable.
       range_: Row length and RoPE scaling.
       dtype: Of weights and activations; see `resolve_dtype`.
-      mesh: Devices that each get the weights; None: one device.
+      mesh: Devices that the weights are spread over; "auto": all that there are, each with a copy
+        if that leaves room; None: one device.
       fix_tokenizer: Give the tokenizer a pad token of its own where it has none.
       load_in_4bit: Hold the layers' projections in 4 bits; see `load_model`.
       full_finetuning: Train every weight, in float32.
@@ -125,6 +129,9 @@ def load_pretrained(
         source = dataclasses.replace(source, name=base, revision=None)
         folder = source.folder(look)
     setting = _settle(folder, range_)
+    bits = 4 if load_in_4bit else 16
+    auto_mesh, mesh = mesh == AUTO, _mesh(mesh, setting, compute_dtype, bits, full_finetuning)
+    check_mesh(setting.config, mesh)
     if setting.line is not None:
         tell(setting.line)
     tokenizer = _load_tokenizer((adapter_folder, folder), setting, fix_tokenizer)
@@ -147,15 +154,27 @@ def load_pretrained(
         folder=folder,
         base_changes=setting.changes,
         mesh=mesh,
+        auto_mesh=auto_mesh,
         max_seq_length=range_.max_seq_length or setting.config.max_position_embeddings,
     )
-    model.model.spread = devices_of(mesh) > 1
     if full_finetuning:
         train_all(model)
         model.carried.full_finetuning = True
     if adapter is not None:
         model.carried.adapter = attach_adapter(model, adapter)
     return model, tokenizer
+
+
+def _mesh(
+    asked: Mesh | str | None, setting: "_Setting", dtype: Any, bits: int, full_finetuning: bool
+) -> Mesh | None:
+    """The mesh itself, or that of "auto"."""
+    if not isinstance(asked, str):
+        return asked
+    model = build(setting.model_class, setting.config, "abstract", dtype=dtype, bits=bits)
+    if full_finetuning:
+        train_all(model)
+    return mesh_for_weights(setting.config, nnx.state(model), device_limit())
 
 
 def _check_adapter_use(source: Source, adapter: Adapter, full_finetuning: bool) -> None:

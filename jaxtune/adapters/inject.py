@@ -59,7 +59,8 @@ def inject_lora(
         held = jnp.arange(rank) < ranks  # [L, 1, R]
         a, b, m = jnp.where(held.mT, a, 0), jnp.where(held, b, 0), None
         if spec.use_dora:
-            lengths = first_magnitudes(weight, a, b, spec.scales, spec.ranks)
+            kernels = model.model.weight_kernels
+            lengths = first_magnitudes(weight, a, b, spec.scales, spec.ranks, kernels)
             # By way of the host: bound to no device, as A and B are.
             m = jnp.array(np.asarray(lengths, np.float32))
         attach_lora(place, spec, a, b, m)

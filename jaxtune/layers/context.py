@@ -25,7 +25,7 @@ class LayerContext:
       cache: Keys and values of earlier positions, or None.
       adapters: Add the LoRA branch where there is one.
       dropout_key: Of this layer; None turns dropout off.
-      kernels: Backend request handed to every op.
+      kernels: Backend request of the ops that read a weight, and of attention.
       row_kernels: That of the ops on activations alone: norms and the gated activation.
       split_kernels: That of the LoRA products: rows may be split over devices.
       prepared: Adapters of all layers as their products read them, by the number of the first

@@ -67,6 +67,7 @@ def first_magnitudes(
     b: Float[Array, "L O R"],
     scales: tuple[float, ...],
     ranks: tuple[int, ...],
+    kernels: str,
 ) -> Float[Array, "L O"]:
     """The magnitudes at which a new adapter begins, n of each layer: with them y is unchanged.
 
@@ -76,6 +77,7 @@ def first_magnitudes(
       b: B, likewise.
       scales: s of each layer.
       ranks: Rank of each layer.
+      kernels: Backend request.
 
     Returns:
       [L, O], zero in layers without an adapter.
@@ -83,7 +85,7 @@ def first_magnitudes(
 
     def of_layer(index: jax.Array) -> jax.Array:
         if is_stack(weight):
-            dense = _dense(weight, index, "auto")
+            dense = _dense(weight, index, kernels)
         else:
             dense = lax.dynamic_index_in_dim(weight, index, keepdims=False)
         norms = row_norms(dense, a[index], b[index], jnp.asarray(scales, jnp.float32)[index])

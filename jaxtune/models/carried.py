@@ -27,6 +27,7 @@ class Carried:
       adapter_request: What `get_peft_model` was asked for; None for an adapter that was read.
       full_finetuning: Every weight is trained; no adapter is added.
       mesh: Devices that hold the weights and share the rows; None: one device.
+      auto_mesh: The mesh was chosen by the library, which may choose another.
       training: Gives the numbers of the run that trains it, for its card: {what: value}.
       auto_plan: The rematerialisation plan that was put by choice of the library, which may choose
         another; None: the user chose.
@@ -45,6 +46,7 @@ class Carried:
     adapter_request: Any = None
     full_finetuning: bool = False
     mesh: Any = None
+    auto_mesh: bool = False
     training: Callable[[], dict[str, str]] | None = None
     auto_plan: str | None = None
     random_state: int = 3407

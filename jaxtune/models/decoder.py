@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -30,6 +31,7 @@ from jaxtune.layers.residuals import (
 from jaxtune.layers.rope import rope_tables
 from jaxtune.layers.variables import weight_of
 from jaxtune.models.carried import Carried
+from jaxtune.models.placement import splits_weights
 from jaxtune.models.run import Layer, Remat, finite_layers, run_layers
 from pallas_kernels.lora_linear import Prepared
 
@@ -100,8 +102,9 @@ class Decoder(nnx.Module):
       dtype: Of the activations; trained weights may be wider.
       remat: Which intermediate results the backward pass finds; see `jaxtune.models.run`.
       kernels: Backend request handed to every op.
-      spread: Rows are spread over devices. The compiler would gather them for a kernel, so ops on
-        activations alone are plain JAX unless `kernels` forces them.
+      mesh: Over which the compiler spreads rows and weights. It would gather them for a kernel, so
+        ops on what is spread are plain JAX unless `kernels` forces them. None: one device, or each
+        device by itself, as in a training step.
     """
 
     def __init__(
@@ -122,7 +125,7 @@ class Decoder(nnx.Module):
         self.norm = RMSNorm(config.hidden_size, config.norm, layers=None, dtype=dtype)
         self.remat: Remat = "full"
         self.kernels = "auto"
-        self.spread = False
+        self.mesh: Mesh | None = None
 
     def __call__(  # noqa: PLR0913  What may surround one forward pass.
         self,
@@ -271,7 +274,7 @@ class Decoder(nnx.Module):
                 cache=cache,
                 adapters=adapters,
                 dropout_key=key,
-                kernels=self.kernels,
+                kernels=self.weight_kernels,
                 row_kernels=self.row_kernels,
                 split_kernels=self.split_kernels,
                 prepared=ready,
@@ -294,7 +297,13 @@ class Decoder(nnx.Module):
     @property
     def split_kernels(self) -> str:
         """Backend request of the ops over which the compiler must be able to split rows."""
-        return "xla" if self.spread and self.kernels == "auto" else self.kernels
+        spread = self.mesh is not None and self.mesh.size > 1
+        return "xla" if spread and self.kernels == "auto" else self.kernels
+
+    @property
+    def weight_kernels(self) -> str:
+        """Backend request of the ops over which the compiler must be able to split weights."""
+        return "xla" if splits_weights(self.mesh) and self.kernels == "auto" else self.kernels
 
     def _check_call(
         self,

@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from convert import Checkpoint, QuantizedInfo, file_name, part_names
 from jaxtune.errors import IncompatibleCheckpointError
 from jaxtune.models.naming import Path, is_stacked, tensor_names
+from jaxtune.models.placement import held_at, replicated
 from jaxtune.models.quantized import empty_stack, is_finite, put_layer
 from jaxtune.models.read_ahead import Job, ReadAhead
+from jaxtune.models.sharding import place_of
 from jaxtune.models.upload import Uploads, bytes_of, pieces
 from pallas_kernels import NF4, quantize_nf4
 from pallas_kernels.nf4 import Bank
@@ -119,12 +121,12 @@ class Leaf:
             for start, stop in pieces(info)
         ]
 
-    def fill(self, source: ReadAhead, place: NamedSharding | None, advance: Advance) -> Any:
-        """The leaf on the device; a stack is filled in place.
+    def fill(self, source: ReadAhead, mesh: Mesh | None, advance: Advance) -> Any:
+        """The leaf on the device; a stack is filled in place, a layer at a time.
 
         Args:
           source: Of the jobs.
-          place: Where it goes; None: JAX's default device.
+          mesh: Over whose devices it is spread; None: JAX's default device.
           advance: Told of the bytes that were read.
 
         Returns:
@@ -132,34 +134,37 @@ class Leaf:
         """
         dense, small = self._order
         if not small:
-            return self._fill_dense(dense, source, place, advance)
+            return self._fill_dense(dense, source, mesh, advance)
         if not dense:
-            return self._fill_4bit(small, source, advance)
+            return self._fill_4bit(small, source, mesh, advance)
         slots = tuple(self.quantize[:i].count(kind) for i, kind in enumerate(self.quantize))
         return Bank(
-            dense=self._fill_dense(dense, source, place, advance),
-            quantized=self._fill_4bit(small, source, advance),
+            dense=self._fill_dense(dense, source, mesh, advance),
+            quantized=self._fill_4bit(small, source, mesh, advance),
             kinds=tuple(self.quantize),
             slots=slots,
         )
 
     def _fill_dense(
-        self, names: list[str], source: ReadAhead, place: NamedSharding | None, advance: Advance
+        self, names: list[str], source: ReadAhead, mesh: Mesh | None, advance: Advance
     ) -> jax.Array:
         shape, dtype = self.value.shape, self.value.dtype
+        place = place_of(self.path, self.value, mesh)
         if not is_stacked(self.path):
             whole, row = jnp.zeros(shape, dtype, device=place), 0
             for piece in self._pieces(names[0], source, advance):
-                whole = _put_rows(whole, piece, np.int32(row))
+                whole = _put_rows(whole, piece, np.int32(row), place)
                 row += piece.shape[0]
             return whole.block_until_ready()
         stack = jnp.zeros((len(names), *shape[1:]), dtype, device=place)
         for slot, name in enumerate(names):
-            stack = _put_dense(stack, self._pieces(name, source, advance), np.int32(slot))
+            stack = _put_dense(stack, self._pieces(name, source, advance), np.int32(slot), place)
             stack.block_until_ready()
         return stack
 
-    def _fill_4bit(self, names: list[str], source: ReadAhead, advance: Advance) -> NF4:
+    def _fill_4bit(
+        self, names: list[str], source: ReadAhead, mesh: Mesh | None, advance: Advance
+    ) -> NF4:
         stack: NF4 | None = None
         for slot, name in enumerate(names):
             if name in self.infos:
@@ -167,11 +172,12 @@ class Leaf:
                 advance(self._bytes(name))
             else:
                 # As in transformers, the weight takes the model's dtype before it is quantised.
-                one = _quantized(self._pieces(name, source, advance), self.value.dtype)
+                parts = self._pieces(name, source, advance)
+                one = _quantized(parts, self.value.dtype, replicated(mesh))
             if stack is None:
-                stack = empty_stack(one, len(names))
+                stack = empty_stack(one, len(names), mesh)
             _check_alike(name, stack, one, names[0])
-            stack = put_layer(stack, one, np.int32(slot))
+            stack = put_layer(stack, one, np.int32(slot), mesh)
             jax.block_until_ready(stack)
         if stack is None:
             raise ValueError("a 4-bit stack needs a tensor at least; got none")
@@ -200,22 +206,30 @@ class Leaf:
         return bytes_of(self.checkpoint.info(name))
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _quantized(parts: list[jax.Array], dtype: np.dtype) -> NF4:
-    return quantize_nf4(jnp.concatenate(parts).astype(dtype))
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _quantized(parts: list[jax.Array], dtype: np.dtype, place: NamedSharding | None) -> NF4:
+    """A matrix in 4 bits; each device quantises all of it, so that all agree with one alone."""
+    whole = held_at(jnp.concatenate(parts), place)
+    made = quantize_nf4(whole.astype(dtype))
+    return jax.tree.map(lambda array: held_at(array, place), made)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _put_dense(stack: jax.Array, parts: list[jax.Array], slot: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
+def _put_dense(
+    stack: jax.Array, parts: list[jax.Array], slot: jax.Array, place: NamedSharding | None
+) -> jax.Array:
     """Write one layer's tensor into its stack, in the stack's memory."""
     value = jnp.concatenate(parts).astype(stack.dtype)
-    return lax.dynamic_update_index_in_dim(stack, value, slot, 0)
+    return held_at(lax.dynamic_update_index_in_dim(stack, value, slot, 0), place)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _put_rows(whole: jax.Array, rows: jax.Array, start: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
+def _put_rows(
+    whole: jax.Array, rows: jax.Array, start: jax.Array, place: NamedSharding | None
+) -> jax.Array:
     """Write some rows of a tensor, in the tensor's memory."""
-    return lax.dynamic_update_slice_in_dim(whole, rows.astype(whole.dtype), start, 0)
+    rows = rows.astype(whole.dtype)
+    return held_at(lax.dynamic_update_slice_in_dim(whole, rows, start, 0), place)
 
 
 def _check_alike(name: str, stack: NF4, one: NF4, first: str) -> None:

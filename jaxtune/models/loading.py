@@ -19,8 +19,8 @@ from jaxtune.models.decoder import CausalLM
 from jaxtune.models.leaves import Leaf
 from jaxtune.models.naming import Path as LeafPath
 from jaxtune.models.naming import is_stacked
-from jaxtune.models.placement import replicated
 from jaxtune.models.read_ahead import ReadAhead
+from jaxtune.models.sharding_rules import check_mesh
 from jaxtune.models.upload import Uploads
 from jaxtune.notes import tell
 
@@ -49,17 +49,22 @@ def load_model(
       dtype: Of the weights on the device.
       load_in_4bit: The layers' projections are 4-bit: those of a 4-bit folder as they are there,
         with the ones it left dense; those of another are quantised on the device.
-      mesh: Devices that each get a copy; None: JAX's default device.
+      mesh: Over whose devices the weights are spread by `jaxtune.models.sharding_rules`: none of
+        them, nor the host, ever has more of a weight that is split than one layer; None: JAX's
+        default device.
       progress: Show a progress bar, and a line on parts that are skipped.
 
     Returns:
       The model.
 
     Raises:
+      ValueError: The mesh does not divide the model.
       IncompatibleCheckpointError: A tensor is missing, unexpected or of the wrong shape.
       CheckpointError: The files are damaged.
     """
+    check_mesh(config, mesh)
     model = build(model_class, config, "abstract", dtype=dtype)
+    model.model.mesh = mesh
     with open_checkpoint(folder) as checkpoint:
         wanted = _leaves(model, checkpoint, load_in_4bit)
         skipped = _check_tensors(folder, checkpoint, wanted, model)
@@ -75,12 +80,11 @@ def load_model(
             unit_scale=True,
             disable=not (progress and processes.is_first()),
         )
-        place = replicated(mesh)
-        uploads = Uploads(checkpoint, place)
+        uploads = Uploads(checkpoint, mesh)
         jobs = [job for leaf in wanted for job in leaf.jobs(uploads)]
         with bar, ReadAhead(jobs) as source:
             for leaf in wanted:
-                _set_leaf(model, leaf.path, leaf.fill(source, place, bar.update))
+                _set_leaf(model, leaf.path, leaf.fill(source, mesh, bar.update))
     return model
 
 

@@ -8,40 +8,45 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from convert import QuantizedInfo, QuantizedTensor
-from jaxtune.models.placement import put
+from jaxtune.models.placement import held_at, put
+from jaxtune.models.sharding import part_place
 from pallas_kernels import NF4
 from pallas_kernels.blockwise_quant.tables import DYNAMIC_TABLE
 from pallas_kernels.nf4 import NestedAbsmax, from_pairs, to_pairs
 from pallas_kernels.nf4.tables import NF4_TABLE
 
 
-def from_file(tensor: QuantizedTensor, place: NamedSharding | None) -> NF4:
+def from_file(tensor: QuantizedTensor, mesh: Mesh | None) -> NF4:
     """A 4-bit weight of a checkpoint on the device, its values unchanged.
 
     Args:
       tensor: As it is stored.
-      place: Where the arrays go; None: JAX's default device.
+      mesh: Over whose devices it is spread; None: JAX's default device.
 
     Returns:
       A stack of one layer.
     """
+
+    def on_device(array: np.ndarray) -> jax.Array:
+        return put(array, part_place(array.shape, mesh))
+
     info, nested = tensor.info, None
     if tensor.nested_absmax is not None and tensor.nested_table is not None:
         nested = NestedAbsmax(
-            absmax=put(tensor.nested_absmax[None], place),
-            table=put(tensor.nested_table, place),
-            offset=put(np.asarray([tensor.offset], np.float32), place),
+            absmax=on_device(tensor.nested_absmax[None]),
+            table=on_device(tensor.nested_table),
+            offset=on_device(np.asarray([tensor.offset], np.float32)),
             block=info.nested_block or 0,
         )
     rows, columns = info.shape
     return NF4(
-        codes=_from_pairs(put(tensor.codes, place))[None],
-        absmax=put(tensor.absmax[None], place),
-        table=put(tensor.table, place),
+        codes=_from_pairs(on_device(tensor.codes[None])),
+        absmax=on_device(tensor.absmax[None]),
+        table=on_device(tensor.table),
         nested=nested,
         matrix=(rows, columns),
         dtype=str(info.dtype),
@@ -72,14 +77,15 @@ def to_file(stack: NF4, layer: int, info: QuantizedInfo) -> QuantizedTensor:
     )
 
 
-_from_pairs, _to_pairs = jax.jit(from_pairs), jax.jit(to_pairs)
+_from_pairs, _to_pairs = jax.jit(jax.vmap(from_pairs)), jax.jit(to_pairs)
 
 
-def empty_stack(one: NF4, layers: int) -> NF4:
-    """Room for `layers` weights like `one`, where `one` lies."""
+def empty_stack(one: NF4, layers: int, mesh: Mesh | None = None) -> NF4:
+    """Room for `layers` weights like `one`: where `one` lies, or spread over a mesh."""
 
     def room(array: jax.Array) -> jax.Array:
-        return jnp.zeros((layers, *array.shape[1:]), array.dtype, device=array.sharding)
+        place = array.sharding if mesh is None else part_place(array.shape, mesh)
+        return jnp.zeros((layers, *array.shape[1:]), array.dtype, device=place)
 
     nested = one.nested
     if nested is not None:
@@ -87,30 +93,34 @@ def empty_stack(one: NF4, layers: int) -> NF4:
     return dataclasses.replace(one, codes=room(one.codes), absmax=room(one.absmax), nested=nested)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def put_layer(stack: NF4, one: NF4, slot: jax.Array) -> NF4:
+@functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
+def put_layer(stack: NF4, one: NF4, slot: jax.Array, mesh: Mesh | None = None) -> NF4:
     """Write a stack of one into a stack, in the stack's memory.
 
     Args:
       stack: Consumed.
       one: Of the same kind.
       slot: Where.
+      mesh: Over which the stack is spread.
 
     Returns:
       The stack.
     """
 
-    def put(whole: jax.Array, part: jax.Array) -> jax.Array:
-        return lax.dynamic_update_index_in_dim(whole, part[0], slot, 0)
+    def write(whole: jax.Array, part: jax.Array) -> jax.Array:
+        return held_at(
+            lax.dynamic_update_index_in_dim(whole, part[0], slot, 0),
+            part_place(whole.shape, mesh),
+        )
 
     nested = stack.nested
     if nested is not None and one.nested is not None:
         nested = dataclasses.replace(
             nested,
-            absmax=put(nested.absmax, one.nested.absmax),
-            offset=put(nested.offset, one.nested.offset),
+            absmax=write(nested.absmax, one.nested.absmax),
+            offset=write(nested.offset, one.nested.offset),
         )
-    codes, absmax = put(stack.codes, one.codes), put(stack.absmax, one.absmax)
+    codes, absmax = write(stack.codes, one.codes), write(stack.absmax, one.absmax)
     return dataclasses.replace(stack, codes=codes, absmax=absmax, nested=nested)
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool
 from jaxtune.config import Remat as Remat
 from jaxtune.layers.cache import KVCache
 from jaxtune.layers.residuals import OFFLOADING, PLANS
+from jaxtune.models.shards import Shard, is_shard
 from pallas_kernels.attention import CUDNN
 from pallas_kernels.nf4 import is_stack
 
@@ -81,7 +82,8 @@ def run_layers(
     graphdef, trained, fixed = nnx.split(block, nnx.Param, ...)
 
     def apply(place: int, carry: Carry, leaves: nnx.State, index: jax.Array) -> Carry:
-        here = jax.tree.map(functools.partial(_of_layer, index=index), fixed, is_leaf=is_stack)
+        here = jax.tree.map(functools.partial(_of_layer, index=index), fixed, is_leaf=_is_whole)
+        leaves = jax.tree.map(_joined, leaves, is_leaf=is_shard)
         x, cache = carry
         if remat in OFFLOADING:
             # Named inside the body: the backward pass begins at the name, and the device's own
@@ -137,7 +139,7 @@ def finite_layers(
     for index in range(layers):
         mine = jax.tree.map(lambda a, index=index: a[index], trained)
         here = jax.tree.map(
-            functools.partial(_of_layer, index=jnp.int32(index)), fixed, is_leaf=is_stack
+            functools.partial(_of_layer, index=jnp.int32(index)), fixed, is_leaf=_is_whole
         )
         x, _ = layer(nnx.merge(graphdef, mine, here), x, None, jnp.int32(index), index % period)
         finite.append(jnp.isfinite(x).all())
@@ -145,5 +147,20 @@ def finite_layers(
 
 
 def _of_layer(value: Any, index: jax.Array) -> Any:
-    """One layer's slice; a quantised stack stays whole, for its kernel finds the layer in it."""
+    """One layer's slice; a quantised stack stays whole, for its kernel finds the layer in it.
+
+    Of what is spread over devices, that layer is put together: inside the rematerialised body, so
+    that the backward pass does it again and keeps none.
+    """
+    if is_shard(value):
+        return value.layer(index)
     return value if is_stack(value) else lax.dynamic_index_in_dim(value, index, keepdims=False)
+
+
+def _joined(value: Any) -> Any:
+    """A trained leaf of one layer, put together if it is spread over devices."""
+    return value.of_slice(value.value) if isinstance(value, Shard) else value
+
+
+def _is_whole(value: Any) -> bool:
+    return is_stack(value) or is_shard(value)

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh
 
 from convert import Checkpoint, QuantizedInfo, TensorInfo, dequantize, read_quantized
 from jaxtune.models.placement import put
 from jaxtune.models.quantized import from_file
+from jaxtune.models.sharding import part_place
 from pallas_kernels import NF4
 from pallas_kernels.dispatch import current_device
 
@@ -25,31 +26,34 @@ class Uploads:
     file. So a dense tensor goes through one buffer a thread, a piece at a time.
     """
 
-    def __init__(self, checkpoint: Checkpoint, place: NamedSharding | None) -> None:
-        """Take an open checkpoint; arrays go to `place`, or to JAX's default device."""
-        self._checkpoint, self._place = checkpoint, place
+    def __init__(self, checkpoint: Checkpoint, mesh: Mesh | None) -> None:
+        """Take an open checkpoint; arrays go to the mesh, or to JAX's default device."""
+        self._checkpoint, self._mesh = checkpoint, mesh
         self._local = threading.local()
-        platform = current_device().platform if place is None else _platform(place)
+        platform = current_device().platform if mesh is None else mesh.devices.flat[0].platform
         self._borrows = platform == "cpu"
 
     def rows(self, name: str, start: int, stop: int) -> jax.Array:
-        """Rows of a dense tensor, [stop - start, ...] in the file's dtype, on the device."""
+        """Rows of a dense tensor, [stop - start, ...] in the file's dtype, on the device.
+
+        Over a mesh each device gets some columns, if they divide.
+        """
         info = self._checkpoint.info(name)
         needed = bytes_of(info) // max(info.shape[0], 1) * (stop - start)
         # On a CPU JAX would go on using the memory that it is given, whatever `may_alias` says.
         buffer = _pages(needed) if self._borrows else self._buffer(needed)
         rows = self._checkpoint.read_rows(name, start, stop, buffer)
         # The buffer is written again: the device's copy must have been made.
-        return put(rows, self._place).block_until_ready()
+        return put(rows, part_place(rows.shape, self._mesh)).block_until_ready()
 
     def four_bits(self, info: QuantizedInfo) -> NF4:
         """A 4-bit weight as a stack of one on the device."""
-        return jax.block_until_ready(from_file(read_quantized(self._checkpoint, info), self._place))
+        return jax.block_until_ready(from_file(read_quantized(self._checkpoint, info), self._mesh))
 
     def dequantized(self, info: QuantizedInfo) -> jax.Array:
         """The dense values of a 4-bit weight, of the dtype that bitsandbytes gives."""
         values = dequantize(read_quantized(self._checkpoint, info), info.dtype)
-        return put(values, self._place).block_until_ready()
+        return put(values, part_place(values.shape, self._mesh)).block_until_ready()
 
     def _buffer(self, nbytes: int) -> np.ndarray:
         held: np.ndarray | None = getattr(self._local, "buffer", None)
@@ -69,10 +73,6 @@ def pieces(info: TensorInfo) -> Iterator[tuple[int, int]]:
     most = max(PIECE_BYTES * rows // max(bytes_of(info), 1), 1)
     step = -(-rows // -(-rows // most))
     return ((start, min(start + step, info.shape[0])) for start in range(0, rows, step))
-
-
-def _platform(place: NamedSharding) -> str:
-    return next(iter(place.device_set)).platform
 
 
 def bytes_of(info: TensorInfo) -> int:

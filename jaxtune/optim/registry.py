@@ -23,9 +23,14 @@ def _adamw(
 
 
 def _paged_adamw_8bit(
-    learning_rate: optax.Schedule, b1: float, b2: float, eps: float, weight_decay: int | float
+    learning_rate: optax.Schedule,
+    b1: float,
+    b2: float,
+    eps: float,
+    weight_decay: int | float,
+    backend: str = "auto",
 ) -> optax.GradientTransformation:
-    return paged(adamw_8bit(learning_rate, b1, b2, eps, weight_decay))
+    return paged(adamw_8bit(learning_rate, b1, b2, eps, weight_decay, backend=backend))
 
 
 def _adafactor(
@@ -45,11 +50,16 @@ def _lion_32bit(
 
 
 def _lion_8bit(
-    learning_rate: optax.Schedule, b1: float, b2: float, eps: float, weight_decay: int | float
+    learning_rate: optax.Schedule,
+    b1: float,
+    b2: float,
+    eps: float,
+    weight_decay: int | float,
+    backend: str = "auto",
 ) -> optax.GradientTransformation:
     """As `_lion_32bit`, in 8 bits."""
     del eps
-    return lion_8bit(learning_rate, b1, b2, weight_decay)
+    return lion_8bit(learning_rate, b1, b2, weight_decay, backend=backend)
 
 
 def _sgd(
@@ -73,6 +83,8 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "paged_adamw_8bit": _paged_adamw_8bit,
     "sgd": _sgd,
 }
+# Those that have kernels.
+EIGHT_BITS = ("adamw_8bit", "adamw_bnb_8bit", "lion_8bit", "paged_adamw_8bit")
 
 
 def create_optimizer(
@@ -84,6 +96,7 @@ def create_optimizer(
     eps: float = 1e-8,
     weight_decay: int | float = 0.0,
     embedding_learning_rate: optax.Schedule | None = None,
+    kernels: str = "auto",
 ) -> optax.GradientTransformation:
     """The optimizer of an `optim` name; clipping is the training step's.
 
@@ -96,6 +109,8 @@ def create_optimizer(
       weight_decay: Decoupled for AdamW and Lion; biases and norms are spared, see `decay_mask`.
       embedding_learning_rate: Schedule of the trained embedding and head, 1/step; None: as all
         else. Everything but the rate stays the same, weight decay too.
+      kernels: Backend request of the 8-bit ones: "auto" or "xla", where the compiler must be able
+        to split what is trained over devices.
 
     Returns:
       An optax transformation.
@@ -111,6 +126,8 @@ def create_optimizer(
     if name not in OPTIMIZERS:
         raise ValueError(f"`optim` must be one of {sorted(OPTIMIZERS)}; got {name!r}.")
     make = functools.partial(OPTIMIZERS[name], b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+    if name in EIGHT_BITS:
+        make = functools.partial(make, backend=kernels)
     if embedding_learning_rate is None:
         return make(learning_rate)
     return by_rate(make, learning_rate, embedding_learning_rate)

@@ -22,7 +22,7 @@ from jaxtune.training.whole_folder import clear_leftovers
 _UNIT = 2**20  # bytes, so that a count of them fits 32 bits
 
 
-def check_mesh(mesh: Mesh | None) -> None:
+def check_all_take_part(mesh: Mesh | None) -> None:
     """Raise unless the devices of every process take part.
 
     Args:
@@ -39,7 +39,7 @@ def check_mesh(mesh: Mesh | None) -> None:
         raise ValueError(
             f"a run of {len(wanted)} processes needs a mesh over the devices of all; got "
             f"{'none' if mesh is None else f'one over those of processes {sorted(got)}'}. Pass "
-            "mesh=jax.make_mesh((jax.device_count(),), ('data',)) to from_pretrained."
+            "mesh='auto', or sizes whose product is jax.device_count()."
         )
 
 
@@ -90,26 +90,27 @@ def agreed_checkpoint(asked: Any, output_dir: Any) -> Path | None:
     return found
 
 
-def check_rows_agree(identity: Callable[[], Identity], steps: int) -> None:
-    """Raise unless all processes have the same rows, options and number of steps.
+def check_rows_agree(identity: Callable[[], Identity], steps: int, mesh: Mesh | None) -> None:
+    """Raise unless all processes have the same rows, options, number of steps and mesh.
 
     Args:
       identity: What this one's order of rows depends on; called only if there are others, since it
         reads all rows.
       steps: Of the run.
+      mesh: Of the model.
 
     Raises:
       ValueError: They differ.
     """
     if processes.count() == 1:
         return
-    mine = identity()
-    held = processes.gathered(_number(f"{mine} {steps}"))
+    mine, sizes = identity(), None if mesh is None else dict(mesh.shape)
+    held = processes.gathered(_number(f"{mine} {steps} {sizes}"))
     if len(set(held.tolist())) > 1:
         raise ValueError(
             "every process must train on the same rows with the same options; this one has "
-            f"{mine.rows:,} rows and {steps:,} steps, and another has other ones. Give all the "
-            "same data set and options; each takes its own part of a step by itself."
+            f"{mine.rows:,} rows, {steps:,} steps and the mesh {sizes}, and another has other ones. "
+            "Give all the same data set and options; each takes its own part of a step by itself."
         )
 
 

@@ -78,6 +78,9 @@ class SFTConfig(ControlOptions, ScriptArguments):
       logging_dir: Folder of TensorBoard's file; None: one below `output_dir/runs`.
       seed: Of the data order, of dropout and noise, and of an adapter that the trainer makes.
       disable_tqdm: No progress bar.
+      mesh: Devices to train on, as `from_pretrained` takes them: "auto", sizes such as
+        {"data": 2, "fsdp": 4}, or a `jax.sharding.Mesh`. A model that was loaded onto one device
+        is spread over them; one that was loaded onto a mesh stays there. None: where it is.
     """
 
     output_dir: str | os.PathLike[str] | None = None
@@ -122,6 +125,7 @@ class SFTConfig(ControlOptions, ScriptArguments):
     logging_dir: str | os.PathLike[str] | None = None
     seed: int = 3407
     disable_tqdm: bool = False
+    mesh: str | Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
         """Check ranges, and that no two fields contradict each other."""

@@ -7,10 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxtune.data.batch import IGNORE, Batch, shift_labels
 from jaxtune.models.decoder import CausalLM
+from jaxtune.models.placement import row_spec
+from jaxtune.models.shards import with_whole_ends
+from jaxtune.training.per_device import spread_of
 from jaxtune.training.step import head_loss, merge
 from pallas_kernels import linear_cross_entropy_rows
 
@@ -48,7 +52,30 @@ def evaluation_step(
       and `tokens` over the labels that count; and the predictions, arrays [B, T, ...], or None.
     """
     batch.check()
-    model = merge(graphdef, trainable, frozen)
+    sums_of = functools.partial(_evaluated, label_smoothing, preprocess)
+    spread = spread_of(graphdef, trainable, frozen)
+    if spread is None:
+        return sums_of(graphdef, trainable, frozen, batch)
+
+    def over_devices(*parts: Any) -> tuple[dict[str, jax.Array], Any]:
+        sums, predictions = sums_of(*parts)
+        return spread.total(sums), predictions
+
+    return spread.run(
+        over_devices, (PartitionSpec(), spread.manual(row_spec(0))), trainable, frozen, batch
+    )
+
+
+def _evaluated(
+    label_smoothing: float,
+    preprocess: Preprocess | None,
+    graphdef: nnx.GraphDef,
+    trainable: nnx.State,
+    frozen: nnx.State,
+    batch: Batch,
+) -> tuple[dict[str, jax.Array], Any]:
+    """The results of one device's rows."""
+    model = merge(graphdef, with_whole_ends(trainable), with_whole_ends(frozen))
     hidden, _ = model.model(jnp.asarray(batch.input_ids))
     labels = jnp.asarray(batch.labels)
     wanted = shift_labels(labels, None)

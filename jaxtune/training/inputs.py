@@ -156,7 +156,9 @@ def checked_transformation(tx: Any) -> optax.GradientTransformation:
     return tx
 
 
-def ready_model(model: Any, peft_config: Any, max_length: int | None, seed: int) -> LanguageModel:
+def ready_model(
+    model: Any, peft_config: Any, max_length: int | None, args: SFTConfig
+) -> LanguageModel:
     """The model itself, or one loaded by its name, with the adapter that is asked for.
 
     As in TRL, a name without a new adapter is fully fine-tuned, unless it is an adapter's own.
@@ -165,7 +167,7 @@ def ready_model(model: Any, peft_config: Any, max_length: int | None, seed: int)
       model: A model, a hub id or a folder.
       peft_config: See `lora_arguments`; None: no new adapter.
       max_length: Longest row in tokens, for loading; None: the loader's default.
-      seed: Of the adapter's first values.
+      args: The seed of the adapter's first values, and the mesh to load onto.
 
     Returns:
       A model with something to train.
@@ -183,9 +185,11 @@ def ready_model(model: Any, peft_config: Any, max_length: int | None, seed: int)
     named = isinstance(model, (str, Path))
     if isinstance(model, (str, Path)):
         limit: dict[str, Any] = {} if max_length is None else {"max_seq_length": max_length}
-        model, _ = FastLanguageModel.from_pretrained(str(model), load_in_4bit=False, **limit)
+        model, _ = FastLanguageModel.from_pretrained(
+            str(model), load_in_4bit=False, mesh=args.mesh, **limit
+        )
     if lora is not None:
-        model = FastLanguageModel.get_peft_model(model, random_state=seed, **lora)
+        model = FastLanguageModel.get_peft_model(model, random_state=args.seed, **lora)
     elif named and not count_parameters(model)[0]:
         # Known only now: the folder of an adapter is trained as it is, any other one as a whole.
         train_all(model)

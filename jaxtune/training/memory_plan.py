@@ -24,9 +24,9 @@ from jaxtune.memory import GIB, planned
 from jaxtune.models.placement import split_rows
 from jaxtune.training.agreement import agreed_bytes
 from jaxtune.training.config import SFTConfig
-from jaxtune.training.footprint import footprint, largest
+from jaxtune.training.footprint import Held, footprint, largest
 from jaxtune.training.resume import Start
-from jaxtune.training.sizes import held_by, nbytes, shape_of
+from jaxtune.training.sizes import held_by, nbytes_here, shape_of
 from jaxtune.training.step import Step, make_train_step, split
 from jaxtune.training.train_rows import TrainRows, known_rows
 from pallas_kernels.dispatch import current_device
@@ -109,6 +109,29 @@ def settle(
     raise ValueError(_refusal(model.model.remat, peak or 0, sizing, free))
 
 
+def fits_copied(
+    model: LanguageModel,
+    args: SFTConfig,
+    tx: optax.GradientTransformation,
+    length: int,
+    limit: int,
+) -> bool:
+    """Whether a step is predicted to fit into a device that has a copy of all weights.
+
+    Args:
+      model: With what is trained.
+      args: The options.
+      tx: The optimizer.
+      length: Of the longest row, tokens.
+      limit: Of the device's allocator, bytes.
+    """
+    plan = FASTEST_FIRST[-1]
+    if model.model.remat != model.carried.auto_plan:
+        plan = model.model.remat
+    predicted = _prediction(model, args, held_by(model, tx, copied=True))
+    return predicted(plan, args.per_device_train_batch_size, length) <= limit * USABLE
+
+
 def step_of(model: LanguageModel, args: SFTConfig, tx: optax.GradientTransformation) -> Step:
     """The step of a run, not compiled yet."""
     return make_train_step(
@@ -131,7 +154,7 @@ def free_bytes(stats: Mapping[str, int] | None, own: Any) -> int | None:
     """
     if stats is None or "bytes_limit" not in stats:
         return None
-    others = max(0, stats.get("bytes_in_use", 0) - nbytes(own))
+    others = max(0, stats.get("bytes_in_use", 0) - nbytes_here(own))
     return stats["bytes_limit"] - others
 
 
@@ -170,8 +193,19 @@ def _sizing(
     layout: Plan,
     limit: float,
 ) -> Sizing:
-    held, device = held_by(model, tx), current_device()
-    kernels = model.model.kernels
+    return Sizing(
+        predicted=_prediction(model, args, held_by(model, tx)),
+        limit=limit,
+        rows=layout.size // layout.request.devices,
+        length=layout.lengths[-1],
+    )
+
+
+def _prediction(
+    model: LanguageModel, args: SFTConfig, held: Held
+) -> Callable[[Remat, int, int], float]:
+    """The bytes of a step on one device by plan, rows and tokens a row."""
+    device, kernels = current_device(), model.model.kernels
     capable = device.compute_capability is not None and device.compute_capability >= (8, 0)
     blockwise = kernels == "xla" or not capable
 
@@ -186,12 +220,7 @@ def _sizing(
         )
         return footprint(shape, held, plan).peak
 
-    return Sizing(
-        predicted=predicted,
-        limit=limit,
-        rows=layout.size // layout.request.devices,
-        length=layout.lengths[-1],
-    )
+    return predicted
 
 
 def _lines(plan: Remat, peak: int | None, sizing: Sizing, free: int) -> Iterator[str]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxtune.data.batch import Batch, MicroBatches
 from jaxtune.models.decoder import CausalLM
-from jaxtune.training.step import loss, split
+from jaxtune.training.step import split, window_gradient
 
 LIMIT = 0.02  # of a gradient's norm; rounding and unordered sums in 16 bits stay well below
 
@@ -32,12 +32,12 @@ def check_offload(
     micro = batch.first() if isinstance(batch, MicroBatches) else batch
     length = micro.input_ids.shape[1]
     micro = _first(micro, rows, max(length // part, 1))
-    gradient = jax.jit(jax.grad(loss, argnums=1, has_aux=True), static_argnums=0)
+    gradient = jax.jit(window_gradient, static_argnums=(0, 4))
     found, offloading = {}, model.model.remat
     try:
         for plan in ("full", offloading):
             model.model.remat = plan
-            found[plan] = gradient(*split(model), micro)[0]
+            found[plan] = gradient(*split(model), micro, 1)[0]
     finally:
         model.model.remat = offloading
     difference = largest_difference(found[offloading], found["full"])

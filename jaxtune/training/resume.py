@@ -22,6 +22,7 @@ from jaxtune.training.checkpoint import ADAPTER_FILE, STATE_FILE, TREE_FOLDER, c
 from jaxtune.training.log import Losses
 from jaxtune.training.manifest import MANIFEST_FILE, Identity, Manifest, read_manifest, shapes_of
 from jaxtune.training.named_leaves import named_leaves, with_values
+from jaxtune.training.optimizer_places import first_state
 from jaxtune.training.saved_adapter import read_matching_adapter
 from jaxtune.training.saved_tree import read_tree
 from jaxtune.training.snapshot import DROPOUT_KEY, OPTIMIZER, TRAINED
@@ -99,7 +100,7 @@ def start_anew(
       Step 0.
     """
     return Start(
-        opt_state=tx.init(split(model)[1]),
+        opt_state=first_state(tx, split(model)[1], model.carried.mesh),
         dropout_key=jax.random.key(seed) if draws else None,
     )
 
@@ -174,7 +175,9 @@ def resume(
     _, trainable, _ = split(model)
     control = state.stateful_callbacks.get(TrainerControl.__name__, {}).get("args", {})
     return Start(
-        opt_state=with_values(tx.init(trainable), _below(tree, OPTIMIZER)),
+        opt_state=with_values(
+            first_state(tx, trainable, model.carried.mesh), _below(tree, OPTIMIZER)
+        ),
         dropout_key=None if key is None else _key(tree[DROPOUT_KEY]),
         state=state,
         place=manifest.place,

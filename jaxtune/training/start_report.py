@@ -12,6 +12,7 @@ from jaxtune.data.plan import Plan, describe
 from jaxtune.data.stream_plan import StreamPlan
 from jaxtune.language_model import LanguageModel
 from jaxtune.layers.variables import Frozen
+from jaxtune.models.placement import TENSOR, described
 from jaxtune.training.config import SFTConfig
 from jaxtune.training.state import TrainerState
 from pallas_kernels.dispatch import current_device
@@ -92,12 +93,17 @@ def _banner(model: LanguageModel, plan: Plan | StreamPlan, state: TrainerState) 
     """The run at a glance."""
     trainable, total = count_parameters(model)
     asked, device = plan.request, jax.devices()[0].device_kind
-    several = f"{asked.devices} x " if asked.devices > 1 else ""
+    mesh = model.carried.mesh
+    several = "" if mesh is None or mesh.size == 1 else f"{mesh.size} x "
+    split = f" ({described(mesh)})" if several else ""
     epochs = state.num_train_epochs
     rows = "a stream"
     if plan.examples is not None:
         rows = f"{plan.examples:,}, {epochs} epoch{'s' if epochs > 1 else ''}"
-    yield f"jaxtune: training on {several}{device}, {_kernels(model)}"
+    yield f"jaxtune: training on {several}{device}{split}, {_kernels(model)}"
+    idle = jax.device_count() - (1 if mesh is None else mesh.size)
+    if idle:
+        yield f'  devices  {idle} of {jax.device_count()} stand idle; mesh="auto" uses all'
     yield f"  model    {total:,} parameters in {_dtypes(model)}; backward pass: {model.model.remat}"
     yield f"  trained  {trainable:,} parameters ({100 * trainable / total:.2f} %)"
     yield f"  rows     {rows}"
@@ -110,6 +116,9 @@ def _banner(model: LanguageModel, plan: Plan | StreamPlan, state: TrainerState) 
 def _kernels(model: LanguageModel) -> str:
     """Which kernels an op takes where nothing in its shapes speaks against them."""
     requested, capability = model.model.kernels, current_device().compute_capability
+    mesh = model.carried.mesh
+    if requested == "auto" and mesh is not None and mesh.shape[TENSOR] > 1:
+        return 'plain JAX (kernels are not split over "tensor")'
     if requested == "auto":
         requested = "triton" if capability is not None and capability >= (8, 0) else "xla"
     return {"triton": "Pallas Triton kernels", "xla": "plain JAX"}.get(requested, requested)

@@ -9,11 +9,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxtune.data.batch import IGNORE, Batch, MicroBatches, shift_labels
 from jaxtune.models.decoder import CausalLM
+from jaxtune.models.shards import with_whole_ends
 from jaxtune.optim.loss_scale import LossScaleState
+from jaxtune.training.optimizer_places import placed_state
+from jaxtune.training.per_device import spread_of
 from pallas_kernels import linear_cross_entropy
 
 # Also makes cuDNN's attention choose a backward pass without atomic additions.
@@ -70,7 +74,7 @@ def loss(
       (loss_sum, token_count), float32 and int32.
     """
     batch.check()
-    model = merge(graphdef, trainable, frozen)
+    model = merge(graphdef, with_whole_ends(trainable), with_whole_ends(frozen))
     segment_ids = None if batch.segment_ids is None else jnp.asarray(batch.segment_ids)
     hidden, _ = model.model(
         jnp.asarray(batch.input_ids),
@@ -150,6 +154,7 @@ def window_gradient(
 
     The gradients of the micro-batches' loss sums are added up, in float32 or wider, and divided
     once by the tokens of the whole window, so the result does not depend on how the window is cut.
+    Over a mesh each device adds up its own rows', and one sum over devices follows.
 
     Args:
       graphdef: From `split`.
@@ -168,8 +173,38 @@ def window_gradient(
     trained = functools.partial(
         loss, label_smoothing=label_smoothing, neftune_noise_alpha=neftune_noise_alpha
     )
+    sums = functools.partial(_window_sums, trained, accumulation)
     # Divided by the tokens before the backward pass, as torch does it: float16's range is short.
     factor = None if loss_scale is None else loss_scale / jnp.maximum(tokens_of(batch), 1)
+    spread = spread_of(graphdef, trainable, frozen)
+    if spread is None:
+        gradient, loss_sum, count = sums(graphdef, trainable, frozen, batch, factor)
+    else:
+
+        def over_devices(*parts: Any) -> _Sums:
+            gradient, loss_sum, count = sums(*parts)
+            return spread.summed(gradient), *spread.total((loss_sum, count))
+
+        out_specs = (spread.manual(spread.trained), PartitionSpec(), PartitionSpec())
+        gradient, loss_sum, count = spread.run(
+            over_devices, out_specs, trainable, frozen, batch, factor
+        )
+        gradient = spread.placed(gradient)
+    tokens = jnp.maximum(count, 1)
+    divisor = tokens if loss_scale is None else loss_scale
+    return jax.tree.map(lambda g: g / divisor, gradient), loss_sum / tokens, count
+
+
+def _window_sums(
+    trained: Callable[..., tuple[jax.Array, jax.Array]],
+    accumulation: int,
+    graphdef: nnx.GraphDef,
+    trainable: nnx.State,
+    frozen: nnx.State,
+    batch: Batch | MicroBatches,
+    factor: Float[Array, ""] | None,
+) -> _Sums:
+    """Sums over the micro-batches: the gradient of factor * loss, the losses and the tokens."""
 
     def scaled(*parts: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         loss_sum, count = trained(*parts)
@@ -183,22 +218,16 @@ def window_gradient(
 
     if isinstance(batch, Batch) and accumulation == 1:
         (_, (loss_sum, count)), gradient = value_and_grad(graphdef, trainable, frozen, batch)
-        gradient = jax.tree.map(lambda g, p: g.astype(_wide(p)), gradient, trainable)
-    else:
-        total: _Sums = (
-            jax.tree.map(lambda p: jnp.zeros(p.shape, _wide(p)), trainable),
-            jnp.zeros((), jnp.float32),
-            jnp.zeros((), jnp.int32),
-        )
-        if isinstance(batch, Batch):
-            cut = _cut(batch, accumulation)
-            total, _ = jax.lax.scan(lambda sums, micro: (add(sums, micro), None), total, cut)
-        else:
-            total = _add_micro_batches(add, total, batch)
-        gradient, loss_sum, count = total
-    tokens = jnp.maximum(count, 1)
-    divisor = tokens if loss_scale is None else loss_scale
-    return jax.tree.map(lambda g: g / divisor, gradient), loss_sum / tokens, count
+        return jax.tree.map(lambda g, p: g.astype(_wide(p)), gradient, trainable), loss_sum, count
+    total: _Sums = (
+        jax.tree.map(lambda p: jnp.zeros(p.shape, _wide(p)), trainable),
+        jnp.zeros((), jnp.float32),
+        jnp.zeros((), jnp.int32),
+    )
+    if isinstance(batch, Batch):
+        cut = _cut(batch, accumulation)
+        return jax.lax.scan(lambda sums, micro: (add(sums, micro), None), total, cut)[0]
+    return _add_micro_batches(add, total, batch)
 
 
 def tokens_of(batch: Batch | MicroBatches) -> Int[Array, ""]:
@@ -363,6 +392,10 @@ def make_train_step(
             updates = jax.tree.map(lambda u: jnp.where(halted, jnp.zeros_like(u), u), updates)
         # optax's annotation forgets that the tree it returns is of the kind that it was given.
         updated: Any = optax.apply_updates(trainable, updates)
+        spread = spread_of(graphdef, trainable, frozen)
+        if spread is not None:  # the next step takes them as this one did
+            updated = spread.placed(updated)
+            opt_state = placed_state(opt_state, trainable, spread.mesh)
         return updated, opt_state, metrics
 
     options = DETERMINISTIC if deterministic else None

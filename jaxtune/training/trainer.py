@@ -26,7 +26,6 @@ from jaxtune.optim.registry import create_optimizer
 from jaxtune.optim.schedules import create_schedule
 from jaxtune.training.agreement import (
     agreed_checkpoint,
-    check_mesh,
     check_rows_agree,
     prepare_output,
     process_lines,
@@ -54,12 +53,15 @@ from jaxtune.training.loop import Loop
 from jaxtune.training.loss_plot import loss_figure
 from jaxtune.training.manifest import Identity
 from jaxtune.training.memory_plan import settle
+from jaxtune.training.mesh_choice import settle_mesh
+from jaxtune.training.optimizer_places import kernels_for
 from jaxtune.training.reports import own_callbacks
 from jaxtune.training.resume import Start, resume, start_anew
 from jaxtune.training.run_numbers import run_numbers
 from jaxtune.training.saver import Saver
 from jaxtune.training.start_report import start_lines, state_of
 from jaxtune.training.state import TrainerControl, TrainerState, TrainOutput
+from jaxtune.training.step import split
 from jaxtune.training.train_rows import (
     known_rows,
     plan_of,
@@ -162,8 +164,7 @@ class SFTTrainer(EvaluationMethods):
             )
         handler = CallbackHandler([*own_callbacks(self.args), *(callbacks or ())], self.args)
         limit = _first(max_seq_length, self.args.row_limit)
-        self.model = ready_model(model, peft_config, limit, self.args.seed)
-        check_mesh(self.model.carried.mesh)
+        self.model = ready_model(model, peft_config, limit, self.args)
         check_embedding_rate(self.args, self.optimizer, self.model)
         self.tokenizer = one_tokenizer(tokenizer, processing_class, self.model)
         self.max_length = row_limit(limit, self.model)
@@ -178,6 +179,7 @@ class SFTTrainer(EvaluationMethods):
             vocab_size=self.model.config.vocab_size,
         )
         self._read_rows(train_dataset, eval_dataset, options)
+        settle_mesh(self.model, self.args, self._given_optimizers[0], self._longest)
         self.callback_handler = handler
         handler.more |= {"model": self.model, "processing_class": self.tokenizer}
         handler.more |= {"optimizer": self.optimizer, "lr_scheduler": self.lr_scheduler}
@@ -234,7 +236,7 @@ class SFTTrainer(EvaluationMethods):
         handler.control = TrainerControl()
         tx = self._prepare_optimizer(total)
         identity = functools.cache(self._identity)
-        check_rows_agree(identity, total)
+        check_rows_agree(identity, total, self.model.carried.mesh)
         start = self._start(folder, tx, total, identity)
         handler.state = state_of(start.state, args, total, _passes(total, plan))
         handler.restore(start.state.stateful_callbacks)
@@ -364,6 +366,7 @@ class SFTTrainer(EvaluationMethods):
             b2=args.adam_beta2,
             eps=args.adam_epsilon,
             weight_decay=args.weight_decay,
+            kernels=kernels_for(split(self.model)[1], self.model.carried.mesh),
         )
 
     def _read_rows(self, train_dataset: Any, eval_dataset: Any, options: RowOptions) -> None:
@@ -378,6 +381,12 @@ class SFTTrainer(EvaluationMethods):
             train_dataset, self.tokenizer, options, self.args.max_steps
         )
         self.eval_dataset = self.eval_rows(eval_dataset)
+
+    def _longest(self) -> int:
+        """Tokens of the longest row of the run."""
+        if self._packing is not None:
+            return self.max_length
+        return max(map(len, known_rows(self.train_dataset).rows))
 
     def _prepare_optimizer(self, total_steps: int) -> optax.GradientTransformation:
         """The schedule, then the optimizer, anew for each run."""

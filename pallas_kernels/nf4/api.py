@@ -25,7 +25,8 @@ def dequantize_nf4(
 
     Args:
       weight: The stack.
-      layer: Index of the layer; may be traced.
+      layer: Index of the layer; may be traced. A stack of one layer has no other to read: it
+        stands for a longer one, of which that layer alone was brought here.
       dtype: Of the result; the value is rounded to `weight.dtype` first.
       backend: "auto", "xla", "triton" or "interpret".
 
@@ -74,6 +75,7 @@ def dequantize_group(
         chosen.add(choose(backend, BACKENDS, _problem(weight, dtype, extra)))
     # Weights that different backends would serve are plain JAX's together.
     one = chosen.pop() if len(chosen) == 1 else xla.BACKEND
+    layer = 0 if all(weight.shape[0] == 1 for weight in weights) else layer
     return one.forward(
         tuple(weights), jnp.asarray(layer, jnp.int32), jnp.dtype(dtype), beside, below
     )

@@ -32,7 +32,8 @@ def nf4_matmul(
     Args:
       x: [..., I], float32/bfloat16/float16.
       weight: The stack of L weights [O, I].
-      layer: Index of the layer; may be traced.
+      layer: Index of the layer; may be traced. As in `dequantize_nf4`, a stack of one layer is
+        read at that one.
       backend: "auto", "xla", "triton" or "interpret".
 
     Returns:
@@ -65,6 +66,7 @@ def nf4_matmul(
         },
         options={"nested": weight.nested is not None},
     )
+    layer = 0 if weight.shape[0] == 1 else layer
     chosen = choose(backend, best_first(problem), problem)
     y = differentiable(chosen, backend, flat, weight, jnp.asarray(layer, jnp.int32))
     return y.reshape(*x.shape[:-1], rows)

@@ -1,6 +1,7 @@
 """A run that is the same in one process and in several; its test starts it in two."""
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class Announces(TrainerCallback):
         print("step", state.global_step, flush=True)
 
 
-def trainer_of(model: Path, mesh: Any = None, **options: Any) -> SFTTrainer:
+def trainer_of(model: Path, mesh: dict[str, int] | None = None, **options: Any) -> SFTTrainer:
     """A trainer over 4 rows a micro-batch, on however many devices."""
     loaded, _ = FastLanguageModel.from_pretrained(
         str(model), max_seq_length=32, load_in_4bit=False, mesh=mesh
@@ -44,7 +45,7 @@ def trainer_of(model: Path, mesh: Any = None, **options: Any) -> SFTTrainer:
     callbacks = options.pop("callbacks", [])
     given = {
         "max_steps": STEPS,
-        "per_device_train_batch_size": 4 // (1 if mesh is None else mesh.size),
+        "per_device_train_batch_size": 4 // math.prod((mesh or {}).values()),
         "gradient_accumulation_steps": ACCUMULATION,
         "learning_rate": 5e-2,
         "warmup_steps": 0,
@@ -73,7 +74,7 @@ def gradient_of(trainer: SFTTrainer) -> dict[str, np.ndarray]:
     return named_leaves(in_host_memory(found[0]))
 
 
-def measured(model: Path, output: Path, mesh: Any = None) -> dict[str, Any]:
+def measured(model: Path, output: Path, mesh: dict[str, int] | None = None) -> dict[str, Any]:
     """What must not depend on the number of processes, with arrays by name beside it."""
     found, arrays = {}, {}
     for optim, rate in (("sgd", 1e-2), ("adamw_torch", 1e-3)):
@@ -92,10 +93,9 @@ def measured(model: Path, output: Path, mesh: Any = None) -> dict[str, Any]:
 
 def main() -> None:
     """Join, then do what the first argument names."""
-    what, model, output, port, number = sys.argv[1:6]
+    what, model, output, axis, port, number = sys.argv[1:7]
     processes.join(f"127.0.0.1:{port}", 2, int(number), heartbeat_timeout=10)
-    mesh = jax.make_mesh((jax.device_count(),), ("data",))
-    folder = Path(output)
+    folder, mesh = Path(output), {axis: 2}
     if what == "measure":
         found = measured(Path(model), folder, mesh)
         np.savez(folder / f"arrays-{number}.npz", **found.pop("arrays"))

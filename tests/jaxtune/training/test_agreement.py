@@ -13,7 +13,7 @@ from jaxtune import processes
 from jaxtune.training.agreement import (
     agreed_bytes,
     agreed_checkpoint,
-    check_mesh,
+    check_all_take_part,
     check_rows_agree,
     process_lines,
 )
@@ -44,8 +44,8 @@ def other(monkeypatch: pytest.MonkeyPatch) -> Other:
 
 
 def test_alone_nothing_is_compared(tmp_path: Path) -> None:
-    check_mesh(None)
-    check_rows_agree(lambda: pytest.fail("all rows were read"), 3)
+    check_all_take_part(None)
+    check_rows_agree(lambda: pytest.fail("all rows were read"), 3, None)
     assert agreed_bytes(None) is None
     assert agreed_bytes(5) == 5
     assert agreed_checkpoint(None, tmp_path) is None
@@ -62,14 +62,14 @@ def test_alone_nothing_is_compared(tmp_path: Path) -> None:
 )
 def test_a_mesh_must_take_all_processes(mesh: Any, got: str) -> None:
     with pytest.raises(ValueError, match=f"needs a mesh over the devices of all; .*{got}"):
-        check_mesh(mesh)
+        check_all_take_part(mesh)
 
 
 def test_rows_must_be_the_same(other: Other) -> None:
-    check_rows_agree(lambda: ROWS, 3)
+    check_rows_agree(lambda: ROWS, 3, None)
     other(7)
-    with pytest.raises(ValueError, match=r"must train on the same rows .* 9 rows and 3 steps"):
-        check_rows_agree(lambda: ROWS, 3)
+    with pytest.raises(ValueError, match=r"must train on the same rows .* 9 rows, 3 steps and"):
+        check_rows_agree(lambda: ROWS, 3, None)
 
 
 def test_the_checkpoint_must_be_the_same(other: Other, tmp_path: Path) -> None:

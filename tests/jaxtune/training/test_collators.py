@@ -176,4 +176,4 @@ def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="t5"):
         SFTTrainer(str(tmp_path), train_dataset=ragged_rows(4), packing=True)
     with pytest.raises(TypeError, match=r"`model` must be one of FastLanguageModel.*T5Config"):
-        ready_model(config, None, None, 0)
+        ready_model(config, None, None, SFTConfig())

@@ -22,7 +22,7 @@ from tests.tolerances import relative_error, tolerance
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.slow
-Start = Callable[[str, Path], list[subprocess.Popen]]
+Start = Callable[..., list[subprocess.Popen]]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def start(model: Path) -> Iterator[Start]:
     """Starts the two processes of a run; whatever is left of them ends with the test."""
     started: list[subprocess.Popen] = []
 
-    def begin(what: str, output: Path) -> list[subprocess.Popen]:
+    def begin(what: str, output: Path, axis: str = "data") -> list[subprocess.Popen]:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         environment = {
@@ -49,7 +49,7 @@ def start(model: Path) -> Iterator[Start]:
         for number in range(2):
             started.append(
                 subprocess.Popen(
-                    [*program, str(model), str(output), str(port), str(number)],
+                    [*program, str(model), str(output), axis, str(port), str(number)],
                     cwd=ROOT,
                     env=environment,
                     text=True,
@@ -76,10 +76,11 @@ def read_until(process: subprocess.Popen, line: str) -> None:
         pass
 
 
+@pytest.mark.parametrize("axis", ["data", "fsdp"])
 def test_losses_gradients_and_parameters_are_those_of_one(
-    model: Path, start: Start, tmp_path: Path
+    model: Path, start: Start, tmp_path: Path, axis: str
 ) -> None:
-    run = start("measure", tmp_path)
+    run = start("measure", tmp_path, axis)
     one = measured(model, tmp_path / "alone")
     arrays = one.pop("arrays")
     said = ended(run)
