@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from jax.sharding import Mesh
 from jaxtune import FastLanguageModel, SFTTrainer, get_chat_template, memory_stats, processes
 from jaxtune import train_on_responses_only as mask_questions
 from jaxtune.cli.data_source import check_writable, load_rows
-from jaxtune.cli.distributed import join_if_told
 from jaxtune.cli.train_options import LAST, LONGEST_ROW, Train
 from jaxtune.console import say
 from jaxtune.errors import NonFiniteLossError
@@ -37,7 +37,7 @@ def run(options: Train) -> int:
       ValueError: The model or the rows do not serve, or the device's memory is too small.
       OSError: A file is not there, or the folder is not to be written to.
     """
-    join_if_told(options)
+    _join(options)
     with contextlib.ExitStack() as stack:
         if not processes.is_first():
             silence = stack.enter_context(Path(os.devnull).open("w"))
@@ -72,6 +72,23 @@ def _run(options: Train) -> int:
             "--use-gradient-checkpointing unsloth, --per-device-train-batch-size 1 with a larger "
             "--gradient-accumulation-steps, or a shorter --max-length."
         ) from error
+
+
+def _join(options: Train) -> None:
+    """Meet the other processes, if there are some."""
+    where = options.coordinator_address, options.num_processes, options.process_id
+    if not options.distributed and where == (None, None, None):
+        return
+    try:
+        processes.join(*where, heartbeat_timeout=options.heartbeat_timeout)
+    except ValueError as error:
+        raise ValueError(
+            "several processes need --coordinator-address, --num-processes and --process-id where "
+            f"no launcher says them; got {where[0]}, {where[1]} and {where[2]} ({error}). Pass all "
+            "three, start the program by srun or mpirun, or leave --distributed out."
+        ) from error
+    # JAX takes SIGTERM for a notice of its own, after which it would not end this program.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _rows(options: Train) -> tuple[Any, Any]:

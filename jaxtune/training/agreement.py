@@ -109,8 +109,9 @@ def check_rows_agree(identity: Callable[[], Identity], steps: int, mesh: Mesh | 
     if len(set(held.tolist())) > 1:
         raise ValueError(
             "every process must train on the same rows with the same options; this one has "
-            f"{mine.rows:,} rows, {steps:,} steps and the mesh {sizes}, and another has other ones. "
-            "Give all the same data set and options; each takes its own part of a step by itself."
+            f"{mine.rows:,} rows, {steps:,} steps and the mesh {sizes}, and another has other "
+            "ones. Give all the same data set and options; each takes its own part of a step by "
+            "itself."
         )
 
 

@@ -147,11 +147,7 @@ class SFTTrainer(EvaluationMethods):
         self._collator = host_collator(data_collator)
         self.args = with_derived(checked_args(args))
         check_evaluation(
-            self.args,
-            eval_dataset,
-            compute_metrics,
-            preprocess_logits_for_metrics,
-            self._collator,
+            self.args, eval_dataset, compute_metrics, preprocess_logits_for_metrics, self._collator
         )
         self.compute_metrics = compute_metrics
         self.preprocess_logits_for_metrics = preprocess_logits_for_metrics

@@ -17,6 +17,7 @@ from jaxtune.training.step import split, window_gradient
 
 ROWS = [{"text": " ".join(f"w{n % 29}" for n in range(i, i + 3 + i % 9))} for i in range(23)]
 STEPS, ACCUMULATION = 10, 2
+FOUR_BITS = "four-bits"  # name of a folder of such weights
 
 
 class StopsAfter(TrainerCallback):
@@ -39,7 +40,7 @@ class Announces(TrainerCallback):
 def trainer_of(model: Path, mesh: dict[str, int] | None = None, **options: Any) -> SFTTrainer:
     """A trainer over 4 rows a micro-batch, on however many devices."""
     loaded, _ = FastLanguageModel.from_pretrained(
-        str(model), max_seq_length=32, load_in_4bit=False, mesh=mesh
+        str(model), max_seq_length=32, load_in_4bit=model.name == FOUR_BITS, mesh=mesh
     )
     FastLanguageModel.get_peft_model(loaded, r=2, lora_dropout=0.0, init_lora_weights=False)
     callbacks = options.pop("callbacks", [])

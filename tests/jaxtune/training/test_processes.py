@@ -14,10 +14,18 @@ import numpy as np
 import pytest
 
 from convert import read_safetensors
+from jaxtune import FastLanguageModel
 from jaxtune.training.checkpoint import checkpoints
 from jaxtune.training.manifest import read_manifest
 from tests.base_install import write_model
-from tests.jaxtune.training.process_run import STEPS, StopsAfter, losses_of, measured, trainer_of
+from tests.jaxtune.training.process_run import (
+    FOUR_BITS,
+    STEPS,
+    StopsAfter,
+    losses_of,
+    measured,
+    trainer_of,
+)
 from tests.tolerances import relative_error, tolerance
 
 ROOT = Path(__file__).parents[3]
@@ -32,12 +40,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def four_bits(model: Path) -> Path:
+    folder = model.parent / FOUR_BITS
+    loaded, _ = FastLanguageModel.from_pretrained(str(model), load_in_4bit=True)
+    loaded.save_pretrained_merged(folder, save_method="merged_4bit")
+    return folder
+
+
 @pytest.fixture
-def start(model: Path) -> Iterator[Start]:
+def start() -> Iterator[Start]:
     """Starts the two processes of a run; whatever is left of them ends with the test."""
     started: list[subprocess.Popen] = []
 
-    def begin(what: str, output: Path, axis: str = "data") -> list[subprocess.Popen]:
+    def begin(what: str, model: Path, output: Path, axis: str = "data") -> list[subprocess.Popen]:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         environment = {
@@ -76,11 +92,14 @@ def read_until(process: subprocess.Popen, line: str) -> None:
         pass
 
 
-@pytest.mark.parametrize("axis", ["data", "fsdp"])
+@pytest.mark.parametrize(
+    ("axis", "kind"), [("data", "model"), ("fsdp", "model"), ("fsdp", "four_bits")]
+)
 def test_losses_gradients_and_parameters_are_those_of_one(
-    model: Path, start: Start, tmp_path: Path, axis: str
+    request: pytest.FixtureRequest, start: Start, tmp_path: Path, axis: str, kind: str
 ) -> None:
-    run = start("measure", tmp_path, axis)
+    model = request.getfixturevalue(kind)
+    run = start("measure", model, tmp_path, axis)
     one = measured(model, tmp_path / "alone")
     arrays = one.pop("arrays")
     said = ended(run)
@@ -111,7 +130,7 @@ def test_a_run_goes_from_one_process_to_two_and_back(
     whole.train()
     held = {"output_dir": tmp_path, "save_steps": 1, "save_total_limit": 3, "disable_tqdm": True}
     trainer_of(model, callbacks=[StopsAfter(3)], **held).train()
-    said = ended(start("resume", tmp_path))
+    said = ended(start("resume", model, tmp_path))
     assert [status for status, _ in said] == [0, 0], said
     assert "training on 2 x" in said[0][1]
     assert "is resumed at step 3" in said[0][1]
@@ -126,7 +145,7 @@ def test_a_run_goes_from_one_process_to_two_and_back(
 def test_when_one_is_killed_the_other_ends_and_the_run_resumes(
     model: Path, start: Start, tmp_path: Path, killed: int
 ) -> None:
-    run = start("long", tmp_path)
+    run = start("long", model, tmp_path)
     read_until(run[killed], "step 3")
     run[killed].send_signal(signal.SIGKILL)
     before = time.monotonic()
@@ -147,9 +166,9 @@ def test_when_one_is_killed_the_other_ends_and_the_run_resumes(
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
 def test_a_signal_to_one_stops_both_at_one_step(
-    start: Start, tmp_path: Path, number: int, status: int
+    model: Path, start: Start, tmp_path: Path, number: int, status: int
 ) -> None:
-    run = start("long", tmp_path)
+    run = start("long", model, tmp_path)
     read_until(run[1], "step 3")
     run[1].send_signal(number)
     said = ended(run)
