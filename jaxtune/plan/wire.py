@@ -15,6 +15,7 @@ _SHARES = {
     "collective-permute": lambda _: 1.0,
 }
 _BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8}
+_COMMENT = re.compile(r"/\*.*?\*/")  # the numbers of a long tuple's parts
 _NAME = r"%?([\w.-]+)"
 _COMPUTATION = re.compile(rf"^(?:ENTRY )?{_NAME} \(.*\{{$")
 _COLLECTIVE = re.compile(rf"= (\(?[^=]*?) ({'|'.join(_SHARES)})(-start)?\(")
@@ -62,7 +63,7 @@ def _parsed(program: str) -> tuple[dict[str, _Computation], str]:
     """The functions by name, and the name of the one that is run."""
     computations: dict[str, _Computation] = {}
     here, entry = _Computation(), ""
-    for line in program.splitlines():
+    for line in _COMMENT.sub("", program).splitlines():
         begins = _COMPUTATION.match(line)
         if begins:
             here = computations[begins[1]] = _Computation()
