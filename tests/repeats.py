@@ -79,6 +79,11 @@ REPEATS = (
 # Slow ones that only `pytest -m slow` runs, by hand and before a release: whole matrices of runs,
 # of which CI keeps a part, so that all that it runs takes fifteen minutes.
 THOROUGH = (
+    "tests/jaxtune/distribution/test_step.py::test_ten_steps*[[]dense*",
+    "tests/jaxtune/distribution/test_step.py::test_ten_steps*[[]bank*",
+    "tests/jaxtune/distribution/test_step.py::test_ten_steps*[[]nf4-packed*",
+    "tests/jaxtune/distribution/test_step.py::test_ten_steps*[[]full-padded*",
+    "tests/jaxtune/distribution/test_whole_runs.py::*dense*",
     "tests/jaxtune/test_export_matrix.py::*[[]mistral*",
     "tests/jaxtune/test_export_matrix.py::*[[]gemma-*",
     "tests/jaxtune/test_export_matrix.py::*[[]gemma3*",

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from jaxtune import FastLanguageModel, SFTTrainer, get_chat_template, memory_stats, processes
 from jaxtune import train_on_responses_only as mask_questions
@@ -151,7 +150,7 @@ def _model(options: Train) -> tuple[LanguageModel, Any]:
         use_gradient_checkpointing=_named(options.use_gradient_checkpointing),
         random_state=options.random_state,
         kernels=options.kernels,
-        mesh=_mesh(options.devices),
+        mesh=_mesh(options),
         local_files_only=options.local_files_only,
     )
     if model.carried.adapter is not None:
@@ -174,15 +173,21 @@ def _model(options: Train) -> tuple[LanguageModel, Any]:
     return model, tokenizer
 
 
-def _mesh(devices: int | None) -> Mesh | None:
-    """So many devices in a row; without a number one, or those of all processes."""
+def _mesh(options: Train) -> Any:
+    """What `mesh` or `devices` says; without either one device, or those of all processes."""
+    mesh, devices, there = options.args.mesh, options.devices, jax.device_count()
     several = processes.count() > 1
-    there = jax.device_count() if several or devices is not None else 1
-    wanted = devices or there
-    if wanted > there or (several and wanted != there):
+    if devices is None:
+        return "auto" if mesh is None and several else mesh
+    if mesh is not None:
+        raise ValueError(
+            f"--devices and --mesh both say where to train; got {devices} and {mesh}. Pass one of "
+            "them."
+        )
+    if devices > there or (several and devices != there):
         rule = "those of all processes," if several else "at most those that JAX sees,"
-        raise ValueError(f"--devices must be {rule} {there}; got {wanted}. Leave it out.")
-    return None if wanted == 1 else jax.make_mesh((wanted,), ("data",))
+        raise ValueError(f"--devices must be {rule} {there}; got {devices}. Leave it out.")
+    return {"data": devices} if devices > 1 else None
 
 
 def _named(choice: str) -> bool | str:

@@ -25,7 +25,7 @@ GROUPS = {
     ),
     "steps": (
         "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
-        "max_steps", "seed",
+        "max_steps", "mesh", "seed",
     ),
     "optimizer": (
         "learning_rate", "embedding_learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs",
@@ -139,6 +139,8 @@ def _shown(name: str, hint: Any, text: str) -> Any:
         more = {} if hint_shown else {"help_behavior_hint": ""}
         return Annotated[kind, tyro.conf.arg(metavar=word, help=said, **more)]
     help_text = text.removesuffix(".")
+    if name == "mesh":
+        return Annotated[hint, _MESH, tyro.conf.arg(help=_MESH_HELP)]
     members = set(typing.get_args(hint)) or {hint}
     if any(typing.get_origin(member) is Mapping for member in members):
         return Annotated[hint, _JSON, tyro.conf.arg(help=help_text)]
@@ -165,6 +167,11 @@ def _parsed(words: list[str]) -> Any:
     return value
 
 
+def _parsed_mesh(words: list[str]) -> Any:
+    """The word "auto", or sizes in JSON."""
+    return words[0] if words[0] == "auto" else _parsed(words)
+
+
 FOREIGN = "script_arguments"
 _FOREIGN = (
     "Options that only PyTorch's trainers have, as a file written for them holds; taken at the "
@@ -176,4 +183,15 @@ _JSON = tyro.constructors.PrimitiveConstructorSpec(
     instance_from_str=_parsed,
     is_instance=lambda value: value is None or isinstance(value, Mapping),
     str_from_instance=lambda value: ["None" if value is None else json.dumps(value)],
+)
+_MESH_HELP = (
+    "Devices to train on: auto, which is all, or the sizes of the axes data, fsdp and tensor, such "
+    'as {"data": 2, "fsdp": 4}'
+)
+_MESH = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="auto|JSON",
+    instance_from_str=_parsed_mesh,
+    is_instance=lambda value: value is None or isinstance(value, str | Mapping),
+    str_from_instance=lambda value: [value if isinstance(value, str) else json.dumps(value)],
 )

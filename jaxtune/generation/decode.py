@@ -10,6 +10,8 @@ from flax import nnx
 
 from jaxtune.generation.warp import Warp, choose
 from jaxtune.layers.cache import KVCache, empty_cache
+from jaxtune.models.per_device import everywhere
+from jaxtune.models.shards import with_whole_ends
 from pallas_kernels.pytree import pytree
 
 # Steps between two looks at what a streamer is given.
@@ -86,7 +88,21 @@ def prefill(
     Returns:
       The state after one new token, R = B * copies, and that token, [R].
     """
-    model = nnx.merge(graphdef, state)
+    read = functools.partial(_prefilled, slots, copies)
+    return everywhere(read, graphdef, state, prompts, stop_state, rules)
+
+
+def _prefilled(
+    slots: int,
+    copies: int,
+    graphdef: nnx.GraphDef,
+    state: nnx.State,
+    prompts: tuple[jax.Array, ...],
+    stop_state: jax.Array | None,
+    rules: Rules,
+) -> tuple[Decoding, jax.Array]:
+    """`prefill` on one device."""
+    model = nnx.merge(graphdef, with_whole_ends(state))
     config = model.config
     input_ids, segment_ids, positions = map(jnp.asarray, prompts)
     rows, _ = input_ids.shape
@@ -145,7 +161,14 @@ def decode(
     Returns:
       The new state; the first `CHUNK` tokens of this call, [R, CHUNK]; how many it made.
     """
-    model = nnx.merge(graphdef, state)
+    return everywhere(_decoded, graphdef, state, so_far, until, rules)
+
+
+def _decoded(
+    graphdef: nnx.GraphDef, state: nnx.State, so_far: Decoding, until: jax.Array, rules: Rules
+) -> tuple[Decoding, jax.Array, jax.Array]:
+    """`decode` on one device."""
+    model = nnx.merge(graphdef, with_whole_ends(state))
     rows = so_far.token.shape[0]
     prepared = model.model.layers.prepare(model.dtype, adapters=True, dropout_key=None)
 

@@ -6,13 +6,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 # Rows are split over the first two; frozen weights over the last two, gathered over "fsdp" as they
 # are read, and computed with in parts over "tensor".
 AXES = DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
 ROW_AXES = (DATA, FSDP)
 AUTO = "auto"
+# Rules need the sizes of the axes, and no device.
+AnyMesh = Mesh | AbstractMesh
 
 
 def mesh_of(asked: Any) -> Mesh | None:
@@ -117,7 +119,7 @@ def row_spec(before: int) -> PartitionSpec:
     return PartitionSpec(*[None] * before, ROW_AXES)
 
 
-def batch_specs(batch: Any, mesh: Mesh) -> Any:
+def batch_specs(batch: Any, mesh: AnyMesh) -> Any:
     """The split of each array of a batch: [..., B, T] over B, all else copied.
 
     Raises:
@@ -163,7 +165,7 @@ def split_rows(batch: Any, mesh: Mesh | None) -> Any:
     )
 
 
-def devices_of(mesh: Mesh | None) -> int:
+def devices_of(mesh: AnyMesh | None) -> int:
     """Devices that rows are split over: "data" times "fsdp"."""
     return 1 if mesh is None else mesh.shape[DATA] * mesh.shape[FSDP]
 

@@ -7,10 +7,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from jaxtune.models.decoder import CausalLM
+from jaxtune.models.placement import AnyMesh
 from jaxtune.models.sharding_rules import is_spec, second_axis, specs_of
 
 
-def state_specs(state: nnx.State, mesh: Mesh) -> nnx.State:
+def state_specs(state: nnx.State, mesh: AnyMesh) -> nnx.State:
     """The split of every array of a state, in a state of the same structure.
 
     Args:

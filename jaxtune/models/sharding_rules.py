@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from jaxtune.config import DecoderConfig
-from jaxtune.models.placement import FSDP, TENSOR
+from jaxtune.models.placement import FSDP, TENSOR, AnyMesh
 from pallas_kernels import NF4
 from pallas_kernels.nf4 import Bank
 
@@ -36,7 +36,7 @@ WEIGHTS = ("weight", "trained_weight")
 Axes = tuple[str, ...]
 
 
-def specs_of(path: Sequence[Any], value: Any, mesh: Mesh) -> Any:
+def specs_of(path: Sequence[Any], value: Any, mesh: AnyMesh) -> Any:
     """The split of a leaf.
 
     Args:
@@ -63,7 +63,7 @@ def specs_of(path: Sequence[Any], value: Any, mesh: Mesh) -> Any:
     return _matrix(value.shape, rule, mesh)
 
 
-def _matrix(shape: tuple[int, ...], rule: str, mesh: Mesh) -> PartitionSpec:
+def _matrix(shape: tuple[int, ...], rule: str, mesh: AnyMesh) -> PartitionSpec:
     """Of [O, I], stacked or not. Where "tensor" has the rows, "fsdp" takes the columns."""
     if rule == VOCABULARY:
         # A vocabulary may be of any size; the width divides, or the mesh is refused.
@@ -79,7 +79,7 @@ def _matrix(shape: tuple[int, ...], rule: str, mesh: Mesh) -> PartitionSpec:
     return PartitionSpec()
 
 
-def _flat(stack: NF4, mesh: Mesh) -> NF4:
+def _flat(stack: NF4, mesh: AnyMesh) -> NF4:
     """Of a 4-bit stack: all that counts elements, in even parts of the flat weight.
 
     A part holds no whole rows (two halves of the weight share a byte, and a nested block has
@@ -90,18 +90,18 @@ def _flat(stack: NF4, mesh: Mesh) -> NF4:
     return jax.tree.map(lambda array: second_axis(array.shape, mesh), stack)
 
 
-def second_axis(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def second_axis(shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
     """A split of [.., N] over all devices of a copy of the weights, if N divides; else none."""
     if len(shape) == 2 and _divides(shape[1], (FSDP, TENSOR), mesh):
         return split_over([(), (FSDP, TENSOR)], mesh)
     return PartitionSpec()
 
 
-def _divides(size: int, axes: Axes, mesh: Mesh) -> bool:
+def _divides(size: int, axes: Axes, mesh: AnyMesh) -> bool:
     return size % math.prod(mesh.shape[axis] for axis in axes) == 0
 
 
-def split_over(axes: Sequence[Axes], mesh: Mesh) -> PartitionSpec:
+def split_over(axes: Sequence[Axes], mesh: AnyMesh) -> PartitionSpec:
     """The split of an array's axes over axes of the mesh, in the form that JAX gives it itself.
 
     It takes two forms of one split for two, and compiles for both.
@@ -122,7 +122,7 @@ def is_spec(value: object) -> bool:
     return isinstance(value, PartitionSpec)
 
 
-def check_mesh(config: DecoderConfig, mesh: Mesh | None) -> None:
+def check_mesh(config: DecoderConfig, mesh: AnyMesh | None) -> None:
     """Refuse a mesh that does not divide a model, before any weight is read.
 
     Args:

@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxtune.data.batch import IGNORE, Batch, shift_labels
 from jaxtune.models.decoder import CausalLM
-from jaxtune.models.placement import row_spec
+from jaxtune.models.per_device import spread_of
+from jaxtune.models.placement import batch_specs, row_spec
 from jaxtune.models.shards import with_whole_ends
-from jaxtune.training.per_device import spread_of
 from jaxtune.training.step import head_loss, merge
 from pallas_kernels import linear_cross_entropy_rows
 
@@ -62,7 +62,11 @@ def evaluation_step(
         return spread.total(sums), predictions
 
     return spread.run(
-        over_devices, (PartitionSpec(), spread.manual(row_spec(0))), trainable, frozen, batch
+        over_devices,
+        (PartitionSpec(), row_spec(0)),
+        (trainable, frozen),
+        (batch,),
+        (batch_specs(batch, spread.mesh),),
     )
 
 

@@ -14,10 +14,11 @@ from jaxtyping import Array, Float, Int
 
 from jaxtune.data.batch import IGNORE, Batch, MicroBatches, shift_labels
 from jaxtune.models.decoder import CausalLM
+from jaxtune.models.per_device import spread_of
+from jaxtune.models.placement import batch_specs
 from jaxtune.models.shards import with_whole_ends
 from jaxtune.optim.loss_scale import LossScaleState
 from jaxtune.training.optimizer_places import placed_state
-from jaxtune.training.per_device import spread_of
 from pallas_kernels import linear_cross_entropy
 
 # Also makes cuDNN's attention choose a backward pass without atomic additions.
@@ -181,13 +182,21 @@ def window_gradient(
         gradient, loss_sum, count = sums(graphdef, trainable, frozen, batch, factor)
     else:
 
-        def over_devices(*parts: Any) -> _Sums:
-            gradient, loss_sum, count = sums(*parts)
+        def over_devices(
+            graphdef: nnx.GraphDef, trainable: Any, frozen: Any, batch: Any, factor: Any
+        ) -> _Sums:
+            if batch.dropout_key is not None:
+                own = spread.own_key(batch.dropout_key)
+                batch = dataclasses.replace(batch, dropout_key=own)
+            gradient, loss_sum, count = sums(graphdef, trainable, frozen, batch, factor)
             return spread.summed(gradient), *spread.total((loss_sum, count))
 
-        out_specs = (spread.manual(spread.trained), PartitionSpec(), PartitionSpec())
         gradient, loss_sum, count = spread.run(
-            over_devices, out_specs, trainable, frozen, batch, factor
+            over_devices,
+            (spread.splits[0], PartitionSpec(), PartitionSpec()),
+            (trainable, frozen),
+            (batch, factor),
+            (batch_specs(batch, spread.mesh), PartitionSpec()),
         )
         gradient = spread.placed(gradient)
     tokens = jnp.maximum(count, 1)

@@ -1,16 +1,12 @@
 """A training step over many devices is the step of one, and moves only what it should."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.jaxtune.distribution.processes import run
 from tests.tolerances import tolerance
 
-ROOT = Path(__file__).parents[3]
 MESHES = {
     "four data": {"data": 4},
     "four fsdp": {"fsdp": 4},
@@ -25,19 +21,6 @@ KINDS = ("dense", "nf4", "bank", "full")
 OPTIMIZERS = {"padded": "sgd", "packed": "adamw_torch"}
 
 
-def run(cases):
-    """What each case gives, from one process over eight devices."""
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-    }
-    command = [sys.executable, "-m", "tests.jaxtune.distribution.runs", json.dumps(cases)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def check(found, optim):
     assert found["fell"] > 0.1
     assert found["loss"] <= tolerance("float32", "mesh_loss")
@@ -48,7 +31,7 @@ def check(found, optim):
 def test_a_step_over_a_mixed_mesh_is_the_step_of_one_device():
     sizes = {"data": 2, "fsdp": 4}
     case = {"kind": "nf4", "batch": "packed", "optim": "sgd", "sizes": sizes, "steps": 3}
-    (found,) = run([case])
+    (found,) = run("runs", json.dumps([case]))
     check(found, "sgd")
     # Of the layers 4 bits an element travel, forward and back; LoRA's gradient once, at the end.
     moved = found["traffic"]
@@ -57,15 +40,30 @@ def test_a_step_over_a_mixed_mesh_is_the_step_of_one_device():
 
 
 @pytest.mark.slow
+def test_kernels_over_many_devices_see_what_one_of_them_has():
+    found = run("kernels")
+    rows, stacks = "1x32x", "1x"  # one of eight rows, and the layer alone
+    attention = [operands for operands in found["kernels"] if "1x32xi32" in operands]
+    weights = [operands for operands in found["kernels"] if "16xf32" in operands]
+    assert attention
+    assert weights
+    assert all(operands[0].startswith(rows) for operands in attention)
+    assert all(operands[1].startswith(stacks) for operands in weights)
+    # What is gathered at all: 4-bit weights as they are stored; embedding and head.
+    dtypes = {kind.rsplit("x", 1)[1] for kind in found["gathered"]}
+    ends = [kind for kind in found["gathered"] if kind.endswith("f32")]
+    assert dtypes == {"ui8", "f32"}
+    assert ends == ["97x64xf32"] * 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", OPTIMIZERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_ten_steps_over_any_mesh_are_those_of_one_device(kind, batch):
     optim = OPTIMIZERS[batch]
     case = {"kind": kind, "batch": batch, "optim": optim, "steps": 10}
-    for name, found in zip(
-        MESHES, run([case | {"sizes": s} for s in MESHES.values()]), strict=True
-    ):
-        print(name, found)
+    cases = [case | {"sizes": sizes} for sizes in MESHES.values()]
+    for name, found in zip(MESHES, run("runs", json.dumps(cases)), strict=True):
         check(found, optim)
         if kind in ("dense", "nf4") and "tensor" not in MESHES[name]:
             assert not any(moved.startswith("in all-reduce") for moved in found["traffic"])

@@ -6,7 +6,7 @@ the decoder puts one layer together at a time. What "tensor" splits is left to t
 """
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -14,9 +14,8 @@ from flax import nnx
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxtune.data.batch import Batch, MicroBatches
 from jaxtune.models.decoder import CausalLM
-from jaxtune.models.placement import AXES, ROW_AXES, TENSOR, batch_specs
+from jaxtune.models.placement import AXES, ROW_AXES, TENSOR
 from jaxtune.models.sharding import state_specs
 from jaxtune.models.sharding_rules import is_spec, names_at
 from jaxtune.models.shards import as_shards, is_shard
@@ -29,66 +28,51 @@ class Spread:
     Attributes:
       mesh: The devices.
       graphdef: Of the model as one device sees it.
-      trained: The split of its trained arrays.
-      frozen: The split of the others.
+      splits: Of the arrays of each of its states, in their order.
     """
 
     mesh: Mesh
     graphdef: nnx.GraphDef
-    trained: nnx.State
-    frozen: nnx.State
+    splits: tuple[nnx.State, ...]
 
     def run(
         self,
         function: Callable[..., Any],
         out_specs: Any,
-        trainable: nnx.State,
-        frozen: nnx.State,
-        batch: Batch | MicroBatches,
-        *others: Any,
+        states: Sequence[nnx.State],
+        arguments: Sequence[Any],
+        in_specs: Sequence[Any],
     ) -> Any:
         """Call a function on each device.
 
         Args:
-          function: Of (graphdef, trainable, frozen, batch, *others), a device's own.
+          function: Of (graphdef, *states, *arguments), a device's own.
           out_specs: Over which axes the devices' results are parts of one.
-          trainable: On the mesh, like all that follows.
-          frozen: Likewise.
-          batch: Its rows are split.
-          others: The same on every device.
+          states: Of the model, on the mesh.
+          arguments: Any others.
+          in_specs: Over which axes each of these is split.
 
         Returns:
           What the function gives, over the mesh.
         """
         if not self._manual_axes:
-            return function(self.graphdef, trainable, frozen, batch, *others)
-        trained_specs, frozen_specs = self.manual(self.trained), self.manual(self.frozen)
+            return function(self.graphdef, *states, *arguments)
+        splits = tuple(map(self.manual, self.splits))
 
-        def on_device(trainable: Any, frozen: Any, batch: Any, *others: Any) -> Any:
-            return function(
-                self.graphdef,
-                as_shards(trainable, trained_specs),
-                as_shards(frozen, frozen_specs),
-                self._with_own_draws(batch),
-                *others,
-            )
+        def on_device(states: Any, arguments: Any) -> Any:
+            parts = [as_shards(*pair) for pair in zip(states, splits, strict=True)]
+            return function(self.graphdef, *parts, *arguments)
 
-        in_specs = (
-            trained_specs,
-            frozen_specs,
-            self.manual(batch_specs(batch, self.mesh)),
-            *(PartitionSpec() for _ in others),
-        )
         spread = jax.shard_map(
             on_device,
             mesh=self.mesh,
-            in_specs=in_specs,
-            out_specs=out_specs,
+            in_specs=(splits, tuple(map(self.manual, in_specs))),
+            out_specs=self.manual(out_specs),
             axis_names=set(self._manual_axes),
             # What kernels and loops carry is not annotated.
             check_vma=False,
         )
-        return spread(trainable, frozen, batch, *others)
+        return spread(tuple(states), tuple(arguments))
 
     @property
     def _manual_axes(self) -> tuple[str, ...]:
@@ -120,7 +104,7 @@ class Spread:
         return lax.psum(tree, tuple(axes))
 
     def summed(self, gradient: nnx.State) -> nnx.State:
-        """The sum over all devices of a gradient, each array split as the parameter is.
+        """The sum over all devices of the gradient of the first state, split as that is.
 
         Over the axis that a parameter is split over, its gradient has been summed already.
         """
@@ -132,34 +116,30 @@ class Spread:
         plain = jax.tree.map(
             lambda leaf: leaf.value if is_shard(leaf) else leaf, gradient, is_leaf=is_shard
         )
-        return jax.tree.map(total, plain, self.manual(self.trained))
+        return jax.tree.map(total, plain, self.manual(self.splits[0]))
 
-    def _with_own_draws(self, batch: Batch | MicroBatches) -> Batch | MicroBatches:
-        """The batch with a dropout key that no other device has."""
-        if batch.dropout_key is None:
-            return batch
+    def own_key(self, key: jax.Array) -> jax.Array:
+        """A key that no other device has that has other rows; inside `run`."""
         rows = tuple(axis for axis in ROW_AXES if axis in self._manual_axes)
-        key = jax.random.fold_in(batch.dropout_key, lax.axis_index(rows))
-        return dataclasses.replace(batch, dropout_key=key)
+        return jax.random.fold_in(key, lax.axis_index(rows)) if rows else key
 
     def placed(self, tree: nnx.State) -> nnx.State:
-        """Arrays like the trained ones, where those lie."""
+        """Arrays like those of the first state, where those lie."""
         return jax.tree.map(
             lambda leaf, spec: lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, spec)),
             tree,
-            self.trained,
+            self.splits[0],
         )
 
 
-def spread_of(graphdef: nnx.GraphDef, trainable: nnx.State, frozen: nnx.State) -> Spread | None:
+def spread_of(graphdef: nnx.GraphDef, *states: nnx.State) -> Spread | None:
     """How a model is spread over devices; None: it is not.
 
     Args:
-      graphdef: From `split`, like the others.
-      trainable: Its arrays.
-      frozen: Its other arrays.
+      graphdef: From a split of the model.
+      states: From the same, those that are trained first.
     """
-    model: CausalLM = nnx.merge(graphdef, trainable, frozen)
+    model: CausalLM = nnx.merge(graphdef, *states)
     mesh = model.model.mesh
     if mesh is None:
         return None
@@ -167,7 +147,27 @@ def spread_of(graphdef: nnx.GraphDef, trainable: nnx.State, frozen: nnx.State) -
         model.model.mesh = None
     return Spread(
         mesh=mesh,
-        graphdef=nnx.split(model, nnx.Param, ...)[0],
-        trained=state_specs(trainable, mesh),
-        frozen=state_specs(frozen, mesh),
+        graphdef=nnx.graphdef(model),
+        splits=tuple(state_specs(state, mesh) for state in states),
     )
+
+
+def everywhere(
+    function: Callable[..., Any], graphdef: nnx.GraphDef, state: nnx.State, *arguments: Any
+) -> Any:
+    """Call a function on every device for the same rows, of which each computes all.
+
+    Args:
+      function: Of (graphdef, state, *arguments); its results are the same on every device.
+      graphdef: From a split of the model.
+      state: Its arrays.
+      arguments: Any others.
+
+    Returns:
+      What the function gives.
+    """
+    spread = spread_of(graphdef, state)
+    if spread is None:
+        return function(graphdef, state, *arguments)
+    same = [PartitionSpec()] * len(arguments)
+    return spread.run(function, PartitionSpec(), [state], arguments, same)
