@@ -34,7 +34,7 @@ def test_a_command_is_taken(command: str) -> None:
 
 
 def test_there_are_commands() -> None:
-    assert len(commands()) == 5
+    assert len(commands()) == 6
 
 
 def test_the_jobset_has_as_many_pods_as_processes() -> None:

@@ -21,12 +21,12 @@ def wire_lines(options: PlanRequest, found: Received) -> Iterator[str]:
     """
     devices = math.prod(options.sizes.values())
     yield (
-        f"Over the {devices} devices of --mesh {options.mesh}, all of the above is that of one. It "
-        f"receives {found.total / GIB:.2f} GiB a step"
+        f"All of the above is that of one of the {devices} devices of --mesh {options.mesh}. It "
+        "receives"
     )
     yield (
-        f"from the others: {found.weights / GIB:.2f} of weights, {found.gradients / GIB:.2f} of "
-        "gradients. Times leave that out."
+        f"{found.total / GIB:.2f} GiB a step from the others, {found.weights / GIB:.2f} of weights "
+        f"and {found.gradients / GIB:.2f} of gradients; times leave that out."
     )
     if options.sizes.get("tensor", 1) > 1:
         yield (

@@ -146,7 +146,7 @@ def test_a_mesh_divides_what_it_splits(printed) -> None:
     assert 0.5 * weights(alone) < weights(split) < 0.7 * weights(alone)
     assert "receives" not in alone
     assert "0.00 of weights" in copied
-    assert "Over the 8 devices of --mesh data=2,fsdp=4" in split
+    assert "one of the 8 devices of --mesh data=2,fsdp=4" in split
     assert max(map(len, split.splitlines()[1:])) <= 104
 
 
