@@ -175,7 +175,6 @@ class SFTTrainer(EvaluationMethods):
             vocab_size=self.model.config.vocab_size,
         )
         self._read_rows(train_dataset, eval_dataset, options)
-        settle_mesh(self.model, self.args, self._given_optimizers[0], self._longest)
         self.callback_handler = handler
         handler.more |= {"model": self.model, "processing_class": self.tokenizer}
         handler.more |= {"optimizer": self.optimizer, "lr_scheduler": self.lr_scheduler}
@@ -366,7 +365,7 @@ class SFTTrainer(EvaluationMethods):
         )
 
     def _read_rows(self, train_dataset: Any, eval_dataset: Any, options: RowOptions) -> None:
-        """Tokenise what is trained on, and what is evaluated."""
+        """Tokenise, and bring the model to its devices, for which the longest row counts."""
         self._tokenize = functools.partial(
             tokenize_dataset, tokenizer=self.tokenizer, options=options
         )
@@ -377,6 +376,7 @@ class SFTTrainer(EvaluationMethods):
             train_dataset, self.tokenizer, options, self.args.max_steps
         )
         self.eval_dataset = self.eval_rows(eval_dataset)
+        settle_mesh(self.model, self.args, self._given_optimizers[0], self._longest)
 
     def _longest(self) -> int:
         """Tokens of the longest row of the run."""
