@@ -39,7 +39,7 @@ class NonFiniteLossError(ArithmeticError):
         self.batch = batch
 
 
-class ProcessLostError(RuntimeError):
+class ProcessLostError(ConnectionError):
     """Another process of the run has ended, and this one cannot go on without it."""
 
 
