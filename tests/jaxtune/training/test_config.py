@@ -39,7 +39,7 @@ OVERRIDDEN = {
     "long_rows": "cut",
 }
 # Re-splitting changes no number; rows that cannot be learned are named, long ones cut as in TRL.
-OURS = {"resplit", "bad_rows", "long_rows"}
+OURS = {"mesh", "resplit", "bad_rows", "long_rows"}
 # Older names; None or False.
 NOT_TRLS = {"max_seq_length", "warmup_ratio", "disable_tqdm", "group_by_length", "logging_dir"}
 

@@ -39,14 +39,15 @@ def test_equal_gradients_pass_and_the_plan_stays(model) -> None:
 
 
 def test_wrong_gradients_are_refused_before_a_step(model, monkeypatch) -> None:
-    right, graphdefs = offload_check.loss, []
+    right, graphdefs = offload_check.window_gradient, []
 
-    def wrong(graphdef, trainable, frozen, batch):
+    def wrong(graphdef, *parts):
         graphdefs.append(graphdef)
-        value, count = right(graphdef, trainable, frozen, batch)
-        return (value * 1.1 if graphdef is not graphdefs[0] else value), count
+        gradient, *others = right(graphdef, *parts)
+        factor = 1.1 if graphdef is not graphdefs[0] else 1.0
+        return jax.tree.map(lambda leaf: leaf * factor, gradient), *others
 
-    monkeypatch.setattr(offload_check, "loss", wrong)
+    monkeypatch.setattr(offload_check, "window_gradient", wrong)
     model.model.remat = "offload"
     with pytest.raises(RuntimeError, match=r"differ by 0.1 of their norm.*checkpointing=True"):
         check_offload(model, batch(), 2)
