@@ -4,6 +4,7 @@ import os
 import sys
 
 from jaxtune import cli
+from jaxtune.cli.launcher import launcher_options
 
 
 def main() -> int:
@@ -17,7 +18,10 @@ def main() -> int:
     if sys.argv[1:2] in (["train"], ["doctor"]):  # the latter says what the former will have
         # JAX takes 75 % of a card by default; what trains there has it to itself.
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")  # noqa: TID251
-    return cli.main()
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["train"]:  # what the user says comes behind, and wins
+        arguments[1:1] = launcher_options(os.environ)  # noqa: TID251
+    return cli.main(arguments)
 
 
 if __name__ == "__main__":

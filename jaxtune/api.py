@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from tqdm.auto import tqdm
-
 from convert import AdapterConfig
 from jaxtune import runtime
 from jaxtune.adapters.create import create_adapter
@@ -13,6 +11,7 @@ from jaxtune.errors import NotBuiltYetError
 from jaxtune.language_model import LanguageModel
 from jaxtune.models.placement import AUTO, mesh_of
 from jaxtune.models.run import Remat
+from jaxtune.notes import tell
 from jaxtune.pretrained import Range, Source, load_pretrained
 from pallas_kernels import check_backend
 
@@ -240,7 +239,7 @@ class FastLanguageModel:
         _check_neutral(locals())
         _remat(use_gradient_checkpointing)
         if model.carried.full_finetuning:
-            tqdm.write("jaxtune: every weight is trained (full_finetuning); no adapter is added.")
+            tell("jaxtune: every weight is trained (full_finetuning); no adapter is added.")
             return model
         _check_init(init_lora_weights)
         request = AdapterConfig(

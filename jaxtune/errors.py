@@ -39,6 +39,10 @@ class NonFiniteLossError(ArithmeticError):
         self.batch = batch
 
 
+class ProcessLostError(ConnectionError):
+    """Another process of the run has ended, and this one cannot go on without it."""
+
+
 class HubUploadError(OSError):
     """A model was not uploaded: no token, one that may not write there, or no hub within reach.
 

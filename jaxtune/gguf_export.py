@@ -14,6 +14,8 @@ from convert import LazyTensor, gguf_files, open_checkpoint, window_note, write_
 from jaxtune.merged_tensors import merged_tensors
 from jaxtune.models.configuration import hf_form
 from jaxtune.models.decoder import CausalLM
+from jaxtune.models.one_host import check_on_one_host
+from jaxtune.notes import tell
 from jaxtune.saving import half_dtype
 
 
@@ -40,7 +42,9 @@ def save_pretrained_gguf(
         gguf, or too little space on the disk. A method that llama.cpp makes, such as q4_k_m, is
         answered by the command that makes it.
       ValueError: The model has no configuration.
+      NotBuiltYetError: It is on several hosts.
     """
+    check_on_one_host(model, "a GGUF file")
     folder, carried = Path(folder), model.carried
     files = gguf_files(folder, carried.name_or_path, quantization_method, half_dtype(model))
     if carried.config_json is None:
@@ -52,14 +56,14 @@ def save_pretrained_gguf(
     tokenizer = tokenizer if tokenizer is not None else carried.tokenizer
     note = window_note(config)
     if note is not None:
-        tqdm.write(f"jaxtune: {note}.")
+        tell(f"jaxtune: {note}.")
     with contextlib.ExitStack() as stack:
         base = None
         if carried.folder is not None:
             base = stack.enter_context(open_checkpoint(carried.folder))
         own = None
         if tokenizer is None:
-            tqdm.write("jaxtune: the model has no tokenizer; the files will have no vocabulary.")
+            tell("jaxtune: the model has no tokenizer; the files will have no vocabulary.")
         else:
             own = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             tokenizer.save_pretrained(str(own))

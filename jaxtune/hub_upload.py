@@ -11,6 +11,7 @@ from jaxtune.errors import HubUploadError
 from jaxtune.gguf_export import save_pretrained_gguf
 from jaxtune.model_card import CARD, is_ours
 from jaxtune.models.decoder import CausalLM
+from jaxtune.models.one_host import check_on_one_host, for_writing
 from jaxtune.saving import save_pretrained, save_pretrained_merged
 
 MESSAGE = "Upload a model fine-tuned with jaxtune"
@@ -54,7 +55,7 @@ def push_adapter(model: CausalLM, destination: Destination) -> Any:
         reach. Nothing was written to a disk before the repository was there.
       ValueError: No hub id, a malformed token, or what `save_pretrained` refuses.
     """
-    return _push(destination, lambda folder: save_pretrained(model, folder))
+    return _push(model, destination, save_pretrained)
 
 
 def push_merged(model: CausalLM, destination: Destination, tokenizer: Any, save_method: str) -> Any:
@@ -74,8 +75,10 @@ def push_merged(model: CausalLM, destination: Destination, tokenizer: Any, save_
       ValueError: Likewise.
     """
     return _push(
+        model,
         destination,
-        lambda folder: save_pretrained_merged(model, folder, tokenizer, save_method=save_method),
+        lambda own, folder: save_pretrained_merged(own, folder, tokenizer, save_method=save_method),
+        whole=save_method != "lora",
     )
 
 
@@ -100,13 +103,29 @@ def push_gguf(
       HubUploadError: As `push_adapter`.
       ValueError: Likewise.
     """
+    check_on_one_host(model, "a GGUF file")
     return _push(
+        model,
         destination,
-        lambda folder: save_pretrained_gguf(model, folder, tokenizer, quantization_method),
+        lambda own, folder: save_pretrained_gguf(own, folder, tokenizer, quantization_method),
     )
 
 
-def _push(destination: Destination, save: Callable[[Path], object]) -> Any:
+def _push(
+    model: CausalLM,
+    destination: Destination,
+    save: Callable[[CausalLM, Path], object],
+    *,
+    whole: bool = False,
+) -> Any:
+    """Of several processes the first alone talks to the hub; the others get None."""
+    with for_writing(model, whole=whole) as own:
+        return None if own is None else _upload(own, destination, save)
+
+
+def _upload(
+    model: CausalLM, destination: Destination, save: Callable[[CausalLM, Path], object]
+) -> Any:
     """Make the repository, write a folder of its own, upload that, and remove it."""
     # huggingface_hub takes 0.2 s to import, and only an upload needs it.
     from huggingface_hub import HfApi
@@ -118,7 +137,7 @@ def _push(destination: Destination, save: Callable[[Path], object]) -> Any:
         ).repo_id
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "model"
-        save(folder)
+        save(model, folder)
         with _explained(destination):
             left_out = [CARD] if _has_own_card(api, repository, destination, Path(place)) else []
             return api.upload_folder(

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxtune import hub_upload, saving
+from jaxtune import hub_upload, processes, saving
 from jaxtune.adapters.counting import trainable_line
 from jaxtune.generation.generate import generate
 from jaxtune.gguf_export import save_pretrained_gguf
 from jaxtune.models.decoder import CausalLM
+from jaxtune.models.one_host import check_on_one_host
 from jaxtune.verification import verify_saved
 
 
@@ -24,6 +25,8 @@ class LanguageModel(CausalLM):
         With `verify`, what was written is read back by others' code and compared: see
         `jaxtune.verification`.
         """
+        if verify:
+            check_on_one_host(self, "what verify=True compares")
         saving.save_pretrained(self, save_directory)
         if verify:
             verify_saved(self, Path(save_directory))
@@ -41,6 +44,8 @@ class LanguageModel(CausalLM):
 
         `verify` as in `save_pretrained`.
         """
+        if verify:
+            check_on_one_host(self, "what verify=True compares")
         saving.save_pretrained_merged(
             self,
             save_directory,
@@ -144,8 +149,9 @@ class LanguageModel(CausalLM):
         )
 
     def print_trainable_parameters(self) -> None:
-        """Print PEFT's line on trainable and all parameters."""
-        print(trainable_line(self))  # noqa: T201  PEFT's method of this name prints.
+        """Print PEFT's line on trainable and all parameters, once for all processes."""
+        if processes.is_first():
+            print(trainable_line(self))  # noqa: T201  PEFT's method of this name prints.
 
 
 @functools.cache

@@ -93,7 +93,7 @@ def planned(compiled: Any) -> Compiler | None:
 
 def memory_stats() -> MemoryStats:
     """Memory of JAX's default device, now and at its peak."""
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     stats = device.memory_stats()
     if stats is None:
         return _of_the_host(device.device_kind)
@@ -107,7 +107,7 @@ def memory_stats() -> MemoryStats:
 
 def peak_memory() -> int | None:
     """Most bytes that arrays have held on JAX's default device; None where that is the host."""
-    stats = jax.devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()
     return None if stats is None else stats["peak_bytes_in_use"]
 
 

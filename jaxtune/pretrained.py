@@ -9,7 +9,6 @@ from typing import Any
 
 from flax import nnx
 from jax.sharding import Mesh
-from tqdm.auto import tqdm
 
 from convert import (
     Adapter,
@@ -40,6 +39,7 @@ from jaxtune.models.placement import AUTO
 from jaxtune.models.precision import resolve_dtype
 from jaxtune.models.registry import find_family
 from jaxtune.models.sharding_rules import check_mesh
+from jaxtune.notes import tell
 
 ADAPTER_FILE = "adapter_config.json"
 
@@ -133,10 +133,10 @@ def load_pretrained(
     auto_mesh, mesh = mesh == AUTO, _mesh(mesh, setting, compute_dtype, bits, full_finetuning)
     check_mesh(setting.config, mesh)
     if setting.line is not None:
-        tqdm.write(setting.line)
+        tell(setting.line)
     tokenizer = _load_tokenizer((adapter_folder, folder), setting, fix_tokenizer)
     if setting.quantized and not load_in_4bit:
-        tqdm.write(f"jaxtune: the 4-bit weights of {source.name} are dequantised.")
+        tell(f"jaxtune: the 4-bit weights of {source.name} are dequantised.")
     model = load_model(
         folder,
         setting.model_class,
@@ -271,7 +271,7 @@ def _load_tokenizer(folders: tuple[Path, ...], setting: _Setting, fix: bool) -> 
     stops = {*_stops(text_part(setting.hf)), *_stops(generation)}
     tokenizer, line = with_pad_token(tokenizer, setting.config.vocab_size, eos_token_ids=stops)
     if line is not None:
-        tqdm.write(f"jaxtune: {line}.")
+        tell(f"jaxtune: {line}.")
     return tokenizer
 
 

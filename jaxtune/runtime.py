@@ -31,9 +31,15 @@ def use_compile_cache(folder: Path | None = None) -> Path | None:
     return folder
 
 
-def use_cpu() -> None:
-    """Run on the CPU, after another platform failed to start."""
+def use_cpu(devices: int = 1) -> None:
+    """Run on the CPU: another platform failed to start, or nothing is computed.
+
+    Args:
+      devices: To simulate; a number other than 1 before any is used.
+    """
     jax.config.update("jax_platforms", "cpu")  # noqa: TID251
+    if devices > 1:
+        jax.config.update("jax_num_cpu_devices", devices)  # noqa: TID251
 
 
 def chosen_platforms() -> str:

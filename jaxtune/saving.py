@@ -20,6 +20,7 @@ from convert import (
     with_quantization,
     write_checkpoint,
 )
+from jaxtune import processes
 from jaxtune.adapters.counting import count_parameters
 from jaxtune.adapters.modules import places
 from jaxtune.adapters.peft_form import save_adapter
@@ -28,6 +29,8 @@ from jaxtune.merged_4bit import counted, four_bits
 from jaxtune.merged_tensors import merged_tensors, written_name
 from jaxtune.model_card import CARD, is_ours, write_card, write_merged_card
 from jaxtune.models.decoder import CausalLM
+from jaxtune.models.one_host import for_writing
+from jaxtune.notes import tell
 from pallas_kernels.nf4 import is_stack
 
 SHARD_BYTES = 5_000_000_000
@@ -47,8 +50,10 @@ def save_pretrained(model: CausalLM, folder: str | Path) -> None:
     if model.carried.adapter is None and count_parameters(model)[0]:
         save_merged(model, folder, dtype=np.dtype(model.dtype))
         return
-    save_adapter(model, folder)
-    write_card(model, Path(folder))
+    with for_writing(model) as own:
+        if own is not None:
+            save_adapter(own, folder)
+            write_card(own, Path(folder))
 
 
 def save_pretrained_merged(
@@ -76,7 +81,7 @@ def save_pretrained_merged(
     tokenizer = tokenizer if tokenizer is not None else model.carried.tokenizer
     if save_method == "lora":
         save_pretrained(model, folder)
-        if tokenizer is not None:
+        if tokenizer is not None and processes.is_first():
             tokenizer.save_pretrained(str(folder))
         return
     if save_method not in ("merged_16bit", *FOUR_BIT):
@@ -146,6 +151,21 @@ def save_merged(
         raise ValueError(
             f"a merged model must not replace its own base; got {folder}. Choose another folder."
         )
+    with for_writing(model, whole=True) as own:
+        if own is not None:
+            _write_merged(own, folder, tokenizer, dtype, in_4bit, max_shard_bytes)
+
+
+def _write_merged(
+    model: CausalLM,
+    folder: Path,
+    tokenizer: Any,
+    dtype: np.dtype,
+    in_4bit: bool,
+    max_shard_bytes: int,
+) -> None:
+    """The files of `save_merged`."""
+    carried, config_json = model.carried, model.carried.config_json or {}
     tied = model.config.tie_word_embeddings
     untied = not tied and carried.hf_config.get("tie_word_embeddings", True)
     with contextlib.ExitStack() as stack:
@@ -155,13 +175,13 @@ def save_merged(
         own = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if tokenizer is not None:
             tokenizer.save_pretrained(str(own))
-        config = merged_config(carried.config_json, dtype, untied=untied)
+        config = merged_config(config_json, dtype, untied=untied)
         bits = four_bits(base, dtype) if in_4bit else None
         if bits is None:
             _say_base(model, base)
         else:
             held = frozenset() if base is None else frozenset(base.names)
-            tqdm.write(counted(model, bits, functools.partial(written_name, held)))
+            tell(counted(model, bits, functools.partial(written_name, held)))
             config = with_quantization(config, bits.quantization(model), dtype)
         tensors = merged_tensors(model, dtype, base, bits)
         own_card = (folder / CARD).is_file() and not is_ours(folder / CARD)
@@ -193,4 +213,4 @@ def _say_base(model: CausalLM, base: Checkpoint | None) -> None:
     # A 4-bit folder has dense projections too; they are no originals of those that it quantised.
     dense = base is not None and not quantized_infos(base)
     kind = "the original dense" if dense else "its dequantised"
-    tqdm.write(f"jaxtune: the model has 4-bit weights; {kind} ones are merged and written.")
+    tell(f"jaxtune: the model has 4-bit weights; {kind} ones are merged and written.")

@@ -11,6 +11,7 @@ from convert import open_checkpoint
 from jaxtune.adapters.peft_form import adapter_tensors
 from jaxtune.merged_tensors import base_tensors
 from jaxtune.models.decoder import CausalLM
+from jaxtune.models.one_host import check_on_one_host
 
 
 def to_torch(model: CausalLM) -> Any:
@@ -66,6 +67,7 @@ def transformers_model(model: CausalLM, dtype: np.dtype) -> Any:
     Raises:
       ImportError: torch is not installed.
     """
+    check_on_one_host(model, "a torch model")
     torch, carried = _package("torch"), model.carried
     import transformers
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from convert import quantization_of, read_adapter, without_quantization
 from jaxtune.adapters.attach import attach_adapter
@@ -14,6 +13,7 @@ from jaxtune.model_card import Measured, write_card, write_merged_card
 from jaxtune.models.configuration import hf_form, read_config_json
 from jaxtune.models.decoder import CausalLM
 from jaxtune.models.loading import load_model
+from jaxtune.notes import tell
 from jaxtune.torch_export import transformers_model
 from pallas_kernels.nf4 import is_stack
 
@@ -49,7 +49,7 @@ def verify_saved(model: CausalLM, folder: Path) -> Measured:
         agreement=float((actual.argmax(-1) == expected.argmax(-1)).mean()),
     )
     note = "" if found.difference <= _LARGE else ": more than rounding to 16 bits explains"
-    tqdm.write(f"jaxtune: {folder}: {found.line()}{note}.")
+    tell(f"jaxtune: {folder}: {found.line()}{note}.")
     if (folder / ADAPTER_FILE).is_file():
         write_card(model, folder, found)
     else:

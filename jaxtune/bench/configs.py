@@ -62,6 +62,13 @@ _GEMMA_2: Config = {
 
 BUILT_IN: dict[str, Config] = {
     "llama-3-8b": _LLAMA_3_8B,
+    "llama-3-70b": {
+        **_LLAMA_3_8B,
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_attention_heads": 64,
+        "num_hidden_layers": 80,
+    },
     "llama-3.1-8b": {
         **_LLAMA_3_8B,
         "max_position_embeddings": 131072,

@@ -1,12 +1,15 @@
 """`jaxtune train`: rows and model to an adapter, by the trainer of the Python interface."""
 
+import contextlib
 import dataclasses
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxtune import FastLanguageModel, SFTTrainer, get_chat_template, memory_stats
+from jaxtune import FastLanguageModel, SFTTrainer, get_chat_template, memory_stats, processes
 from jaxtune import train_on_responses_only as mask_questions
 from jaxtune.cli.data_source import check_writable, load_rows
 from jaxtune.cli.train_options import LAST, LONGEST_ROW, Train
@@ -33,6 +36,16 @@ def run(options: Train) -> int:
       ValueError: The model or the rows do not serve, or the device's memory is too small.
       OSError: A file is not there, or the folder is not to be written to.
     """
+    _join(options)
+    with contextlib.ExitStack() as stack:
+        if not processes.is_first():
+            silence = stack.enter_context(Path(os.devnull).open("w"))
+            stack.enter_context(contextlib.redirect_stdout(silence))
+        return _run(options)
+
+
+def _run(options: Train) -> int:
+    """What `run` does once the processes have met; the first one alone prints."""
     output = Path(options.args.output_dir or "")
     check_writable(output, "--output-dir")
     resumed: Any = options.resume_from_checkpoint
@@ -58,6 +71,23 @@ def run(options: Train) -> int:
             "--use-gradient-checkpointing unsloth, --per-device-train-batch-size 1 with a larger "
             "--gradient-accumulation-steps, or a shorter --max-length."
         ) from error
+
+
+def _join(options: Train) -> None:
+    """Meet the other processes, if there are some."""
+    where = options.coordinator_address, options.num_processes, options.process_id
+    if not options.distributed and where == (None, None, None):
+        return
+    try:
+        processes.join(*where, heartbeat_timeout=options.heartbeat_timeout)
+    except ValueError as error:
+        raise ValueError(
+            "several processes need --coordinator-address, --num-processes and --process-id where "
+            f"no launcher says them; got {where[0]}, {where[1]} and {where[2]} ({error}). Pass all "
+            "three, start the program by srun or mpirun, or leave --distributed out."
+        ) from error
+    # JAX takes SIGTERM for a notice of its own, after which it would not end this program.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _rows(options: Train) -> tuple[Any, Any]:
@@ -110,19 +140,6 @@ def _train(options: Train, output: Path, rows: Any, held_out: Any, resumed: Any)
 
 def _model(options: Train) -> tuple[LanguageModel, Any]:
     """The model with something to train in it, and its tokenizer."""
-    mesh = options.args.mesh
-    if options.devices > 1:
-        if mesh is not None:
-            raise ValueError(
-                "--devices and --mesh both say where to train; got "
-                f"{options.devices} and {mesh}. Pass one of them."
-            )
-        if options.devices > jax.device_count():
-            raise ValueError(
-                f"--devices must be at most the {jax.device_count()} that JAX sees; got "
-                f"{options.devices}."
-            )
-        mesh = {"data": options.devices}
     model, tokenizer = FastLanguageModel.from_pretrained(
         options.model,
         max_seq_length=options.args.row_limit,
@@ -133,7 +150,7 @@ def _model(options: Train) -> tuple[LanguageModel, Any]:
         use_gradient_checkpointing=_named(options.use_gradient_checkpointing),
         random_state=options.random_state,
         kernels=options.kernels,
-        mesh=mesh,
+        mesh=_mesh(options),
         local_files_only=options.local_files_only,
     )
     if model.carried.adapter is not None:
@@ -154,6 +171,23 @@ def _model(options: Train) -> tuple[LanguageModel, Any]:
         )
     model.print_trainable_parameters()
     return model, tokenizer
+
+
+def _mesh(options: Train) -> Any:
+    """What `mesh` or `devices` says; without either one device, or those of all processes."""
+    mesh, devices, there = options.args.mesh, options.devices, jax.device_count()
+    several = processes.count() > 1
+    if devices is None:
+        return "auto" if mesh is None and several else mesh
+    if mesh is not None:
+        raise ValueError(
+            f"--devices and --mesh both say where to train; got {devices} and {mesh}. Pass one of "
+            "them."
+        )
+    if devices > there or (several and devices != there):
+        rule = "those of all processes," if several else "at most those that JAX sees,"
+        raise ValueError(f"--devices must be {rule} {there}; got {devices}. Leave it out.")
+    return {"data": devices} if devices > 1 else None
 
 
 def _named(choice: str) -> bool | str:

@@ -41,7 +41,14 @@ class Train:
       use_gradient_checkpointing: What the backward pass computes again: auto, unsloth (from inputs
         kept in host memory: least memory), full, or none (most memory, fastest).
       kernels: Backend of every operation: auto, or xla for plain JAX.
-      devices: GPUs that share the rows of a step; each holds the weights.
+      devices: GPUs that share the rows of a step; each holds the weights. Those of all hosts where
+        there are several processes.
+      distributed: This is one of several processes, on one host or more, that train together; as
+        if said where srun, mpirun or JAX_COORDINATOR_ADDRESS says it (docs/scaling.md).
+      coordinator_address: Where process 0 listens, as host:port; srun says it.
+      num_processes: How many processes there are; srun and mpirun say it.
+      process_id: Number of this one, from 0; likewise.
+      heartbeat_timeout: Seconds of silence after which a process counts as dead, and all end.
       revision: Branch, tag or commit of a hub model.
       local_files_only: Use what is downloaded already, and no network.
       r: Rank of the adapter.
@@ -74,7 +81,14 @@ class Train:
     dtype: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
     use_gradient_checkpointing: Annotated[str, arg(metavar="NAME")] = "auto"
     kernels: Annotated[str, arg(metavar="NAME")] = "auto"
-    devices: Annotated[int, arg(metavar="N")] = 1
+    devices: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    distributed: bool = False
+    coordinator_address: Annotated[str | None, arg(metavar="HOST:PORT", help_behavior_hint="")] = (
+        None
+    )
+    num_processes: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    process_id: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    heartbeat_timeout: Annotated[int, arg(metavar="SECONDS")] = 100
     revision: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
     local_files_only: bool = False
     r: Annotated[int, arg(metavar="N")] = 16
@@ -97,8 +111,14 @@ class Train:
 
     def __post_init__(self) -> None:
         """Check what can be checked before anything is loaded."""
-        for name, value, least in (("r", self.r, 1), ("devices", self.devices, 1)):
-            if value < least:
+        for name, value, least in (
+            ("r", self.r, 1),
+            ("devices", self.devices, 1),
+            ("num-processes", self.num_processes, 1),
+            ("process-id", self.process_id, 0),
+            ("heartbeat-timeout", self.heartbeat_timeout, 10),
+        ):
+            if value is not None and value < least:
                 raise ValueError(f"--{name} must be >= {least}; got {value}.")
         if self.eval_dataset is not None and self.args.eval_strategy == "no":
             raise ValueError(

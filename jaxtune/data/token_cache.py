@@ -18,6 +18,7 @@ import numpy as np
 import tokenizers
 import transformers
 
+from jaxtune import processes
 from jaxtune.data.row_options import RowOptions
 from jaxtune.data.rows import TokenizedRows
 from jaxtune.data.sources import cache_folder
@@ -87,10 +88,14 @@ def read_rows(file: Path) -> TokenizedRows | None:
 def write_rows(file: Path, rows: TokenizedRows) -> None:
     """Write rows, whole or not at all; where the folder takes no file, nothing is kept.
 
+    Of several processes, whose numbers may be the same on several hosts, the first alone writes.
+
     Args:
       file: From `cache_file`.
       rows: To keep.
     """
+    if not processes.is_first():
+        return
     said = {name: getattr(rows, name) for name in (*_SAID, "learned")}
     arrays = {
         "said": np.frombuffer(json.dumps(said).encode(), np.uint8),

@@ -14,7 +14,7 @@ from convert import Checkpoint, QuantizedInfo, file_name, part_names
 from jaxtune.errors import IncompatibleCheckpointError
 from jaxtune.models.naming import Path, is_stacked, tensor_names
 from jaxtune.models.placement import held_at, replicated
-from jaxtune.models.quantized import empty_stack, is_finite, put_layer
+from jaxtune.models.quantized import empty_stack, in_our_order, is_finite, put_layer
 from jaxtune.models.read_ahead import Job, ReadAhead
 from jaxtune.models.sharding import place_of
 from jaxtune.models.upload import Uploads, bytes_of, pieces
@@ -168,7 +168,7 @@ class Leaf:
         stack: NF4 | None = None
         for slot, name in enumerate(names):
             if name in self.infos:
-                one = source.take()
+                one = in_our_order(source.take())
                 advance(self._bytes(name))
             else:
                 # As in transformers, the weight takes the model's dtype before it is quantised.

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from tqdm.auto import tqdm
 
 from convert import Checkpoint, open_checkpoint, quantized_infos
+from jaxtune import processes
 from jaxtune.config import DecoderConfig
 from jaxtune.errors import IncompatibleCheckpointError
 from jaxtune.layers.linear import Linear
@@ -21,6 +22,7 @@ from jaxtune.models.naming import is_stacked
 from jaxtune.models.read_ahead import ReadAhead
 from jaxtune.models.sharding_rules import check_mesh
 from jaxtune.models.upload import Uploads
+from jaxtune.notes import tell
 
 ModelT = TypeVar("ModelT", bound=CausalLM)
 
@@ -67,7 +69,7 @@ def load_model(
         wanted = _leaves(model, checkpoint, load_in_4bit)
         skipped = _check_tensors(folder, checkpoint, wanted, model)
         if skipped and progress:
-            tqdm.write(
+            tell(
                 f"jaxtune: the text part of {model_class.__name__} is loaded; "
                 f"{skipped:,} tensors of its other parts are skipped."
             )
@@ -76,7 +78,7 @@ def load_model(
             desc="loading weights",
             unit="B",
             unit_scale=True,
-            disable=not progress,
+            disable=not (progress and processes.is_first()),
         )
         uploads = Uploads(checkpoint, mesh)
         jobs = [job for leaf in wanted for job in leaf.jobs(uploads)]

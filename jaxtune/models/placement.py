@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 # Rows are split over the first two; frozen weights over the last two, gathered over "fsdp" as they
 # are read, and computed with in parts over "tensor".
@@ -92,16 +92,21 @@ def replicated(mesh: Mesh | None) -> NamedSharding | None:
     return None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
 
-def put(array: Any, place: NamedSharding | None) -> jax.Array:
-    """Bring an array of the host to its place, to each device its own part of it.
+def put(value: Any, place: Sharding | None) -> jax.Array:
+    """A host's array on devices.
 
     Args:
-      array: In host memory; the same in every process that has some of the devices.
-      place: None: JAX's default device.
+      value: The whole of it, also where this process holds a part of the devices.
+      place: Where; None: JAX's default device, which a mesh may still take it from.
+
+    Returns:
+      The array. Unlike `jax.device_put` it exchanges nothing with other processes, so that threads
+      may call it in any order.
     """
     if place is None or place.is_fully_addressable:
-        return jax.device_put(array, place)
-    return jax.make_array_from_callback(np.shape(array), place, lambda index: array[index])
+        return jax.device_put(value, place)
+    whole = np.asarray(value)
+    return jax.make_array_from_callback(whole.shape, place, lambda index: whole[index])
 
 
 def held_at(array: jax.Array, place: NamedSharding | None) -> jax.Array:
@@ -138,7 +143,7 @@ def batch_specs(batch: Any, mesh: AnyMesh) -> Any:
 
 
 def split_rows(batch: Any, mesh: Mesh | None) -> Any:
-    """Spread the rows of a batch's arrays over the mesh.
+    """Spread the rows of a batch's arrays over the mesh; a process sends those of its devices.
 
     Args:
       batch: A pytree of arrays, [..., B, T] with a multiple of `devices_of(mesh)` as B; scalars
@@ -154,7 +159,7 @@ def split_rows(batch: Any, mesh: Mesh | None) -> Any:
     if mesh is None:
         return batch
     return jax.tree.map(
-        lambda array, spec: jax.device_put(array, NamedSharding(mesh, spec)),
+        lambda array, spec: put(array, NamedSharding(mesh, spec)),
         batch,
         batch_specs(batch, mesh),
     )

@@ -21,14 +21,14 @@ from pallas_kernels.nf4.tables import NF4_TABLE
 
 
 def from_file(tensor: QuantizedTensor, mesh: Mesh | None) -> NF4:
-    """A 4-bit weight of a checkpoint on the device, its values unchanged.
+    """A 4-bit weight of a checkpoint on the device, its codes still in the file's order.
 
     Args:
       tensor: As it is stored.
       mesh: Over whose devices it is spread; None: JAX's default device.
 
     Returns:
-      A stack of one layer.
+      A stack of one layer, for `in_our_order`.
     """
 
     def on_device(array: np.ndarray) -> jax.Array:
@@ -44,7 +44,7 @@ def from_file(tensor: QuantizedTensor, mesh: Mesh | None) -> NF4:
         )
     rows, columns = info.shape
     return NF4(
-        codes=_from_pairs(on_device(tensor.codes[None])),
+        codes=on_device(tensor.codes[None]),
         absmax=on_device(tensor.absmax[None]),
         table=on_device(tensor.table),
         nested=nested,
@@ -52,6 +52,15 @@ def from_file(tensor: QuantizedTensor, mesh: Mesh | None) -> NF4:
         dtype=str(info.dtype),
         block=info.block,
     )
+
+
+def in_our_order(one: NF4) -> NF4:
+    """What `from_file` brought, its values unchanged and its codes as the kernels read them.
+
+    Over a mesh the devices exchange parts, which several threads would do in any order, and each
+    process in its own.
+    """
+    return dataclasses.replace(one, codes=_from_pairs(one.codes))
 
 
 def to_file(stack: NF4, layer: int, info: QuantizedInfo) -> QuantizedTensor:

@@ -47,7 +47,7 @@ class Uploads:
         return put(rows, part_place(rows.shape, self._mesh)).block_until_ready()
 
     def four_bits(self, info: QuantizedInfo) -> NF4:
-        """A 4-bit weight as a stack of one on the device."""
+        """A 4-bit weight as a stack of one on the device, its codes in the file's order."""
         return jax.block_until_ready(from_file(read_quantized(self._checkpoint, info), self._mesh))
 
     def dequantized(self, info: QuantizedInfo) -> jax.Array:

@@ -10,6 +10,8 @@ from jaxtune.bench.configs import BUILT_IN
 from jaxtune.bench.options import Bits
 from jaxtune.plan.cards import CARDS, card_of
 
+AXES = ("data", "fsdp", "tensor")  # of `jaxtune.models.placement`, which needs jax
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanRequest:
@@ -21,13 +23,16 @@ class PlanRequest:
 
     Attributes:
       model: Built-in name (such as llama-3-8b), config.json or its folder, or hub id.
-      batch: Rows a micro-batch.
+      batch: Rows a micro-batch, on each device.
       length: Tokens a row.
       gpu: t4, l4, a100, h100, h200, or memory such as 24GB (then without times).
       rank: LoRA rank of the seven projections.
       bits: Of a frozen projection's weight.
       optim: Name as in `optim` of the training arguments.
       accumulation: Micro-batches a step.
+      mesh: Devices that train together, as data=2,fsdp=4: memory is that of one of them.
+      compiled: With --mesh: compile the step for as many simulated devices, which needs no GPU and
+        a minute or two, and say what the compiler finds.
       memory_fraction: Share of the card that JAX takes, as in XLA_PYTHON_CLIENT_MEM_FRACTION.
     """
 
@@ -39,6 +44,8 @@ class PlanRequest:
     bits: Bits = 4
     optim: Annotated[str, arg(metavar="NAME")] = "adamw_8bit"
     accumulation: Annotated[int, arg(metavar="N")] = 1
+    mesh: Annotated[str | None, arg(metavar="AXIS=N,...", help_behavior_hint="")] = None
+    compiled: bool = False
     memory_fraction: Annotated[float, arg(metavar="SHARE")] = 0.75
 
     def __post_init__(self) -> None:
@@ -50,6 +57,9 @@ class PlanRequest:
             raise ValueError(
                 f"--memory-fraction must be over 0 and at most 1; got {self.memory_fraction}."
             )
+        if self.compiled and self.mesh is None:
+            raise ValueError("--compiled is of a mesh; got none. Add --mesh fsdp=8, for example.")
+        _ = self.sizes
         if card_of(self.gpu) is None:
             raise ValueError(
                 f"--gpu must be one of {', '.join(CARDS)}, or memory such as 24GB; got "
@@ -60,3 +70,17 @@ class PlanRequest:
                 "--model must be a built-in name, a config.json or its folder, or a hub id "
                 f"(owner/name); got {self.model!r}. The built-in names: {', '.join(BUILT_IN)}."
             )
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes of the mesh's axes; none without a mesh."""
+        found: dict[str, int] = {}
+        for part in (self.mesh or "").split(",") if self.mesh is not None else ():
+            axis, _, size = part.strip().partition("=")
+            if axis not in AXES or axis in found or not size.isdigit() or int(size) < 1:
+                raise ValueError(
+                    f"--mesh must be sizes of {', '.join(AXES)}, each once; got {self.mesh!r}. "
+                    "Write --mesh data=2,fsdp=4."
+                )
+            found[axis] = int(size)
+        return found

@@ -1,5 +1,7 @@
 """`jaxtune plan`: build the model without its weights, count bytes and milliseconds, print them."""
 
+import math
+from collections.abc import Iterator
 from typing import get_args
 
 from convert import AdapterConfig
@@ -12,10 +14,14 @@ from jaxtune.config import Remat
 from jaxtune.console import say
 from jaxtune.models.build import build
 from jaxtune.models.decoder import CausalLM
+from jaxtune.models.placement import mesh_of_sizes
 from jaxtune.plan.cards import Card, card_of
+from jaxtune.plan.mesh_report import compiled_lines, wire_lines
 from jaxtune.plan.options import PlanRequest
 from jaxtune.plan.report import Row, lines
+from jaxtune.plan.simulation import simulate
 from jaxtune.plan.speed import milliseconds
+from jaxtune.plan.spread import mesh_without_devices, received, spread_over
 from jaxtune.training.footprint import Footprint, footprint, largest
 from jaxtune.training.memory_plan import USABLE
 from jaxtune.training.sizes import held_by, shape_of
@@ -33,7 +39,8 @@ def run(options: PlanRequest) -> int:
     Raises:
       ValueError: An option that the model does not serve.
     """
-    runtime.use_cpu()  # nothing is computed, and a GPU would be taken for it
+    # Nothing is computed, and a GPU would be taken for it.
+    runtime.use_cpu(devices=math.prod(options.sizes.values()) if options.compiled else 1)
     card = card_of(options.gpu)
     if card is None:  # the options have been checked
         raise ValueError(f"--gpu must be a card or its memory; got {options.gpu!r}.")
@@ -41,7 +48,36 @@ def run(options: PlanRequest) -> int:
     check_length(subject, options.length, packing=False)
     limit = USABLE * options.memory_fraction * card.memory
     say(*lines(options, subject.config, card, limit, rows_of(options, subject, card, limit)))
+    if options.mesh is not None:
+        say("", *mesh_lines(options, subject, card))
     return 0
+
+
+def mesh_lines(options: PlanRequest, subject: Subject, card: Card) -> Iterator[str]:
+    """What the devices of a mesh send to each other.
+
+    Args:
+      options: Of the command line.
+      subject: The model.
+      card: The GPU.
+
+    Yields:
+      Lines without their ends.
+    """
+    model = abstract_model(options, subject, card)
+    yield from wire_lines(options, received(model, options.accumulation))
+    if options.compiled:
+        model = abstract_model(options, subject, card)
+        spread_over(model, mesh_of_sizes(options.sizes))
+        yield from compiled_lines(
+            simulate(
+                model,
+                options.optim,
+                rows=options.batch,
+                length=options.length,
+                accumulation=options.accumulation,
+            )
+        )
 
 
 def rows_of(options: PlanRequest, subject: Subject, card: Card, limit: float) -> list[Row]:
@@ -96,7 +132,7 @@ def rows_of(options: PlanRequest, subject: Subject, card: Card, limit: float) ->
 
 
 def abstract_model(options: PlanRequest, subject: Subject, card: Card) -> CausalLM:
-    """The model with its adapter, without an array."""
+    """The model with its adapter, without an array; over the mesh that is asked for."""
     model = build(subject.family, subject.config, "abstract", dtype=card.dtype, bits=options.bits)
     request = AdapterConfig(
         base_model_name_or_path=subject.name,
@@ -105,4 +141,6 @@ def abstract_model(options: PlanRequest, subject: Subject, card: Card) -> Causal
         target_modules=list(PROJECTIONS),
     )
     create_adapter(model, request, seed=0)
+    if options.mesh is not None:
+        spread_over(model, mesh_without_devices(options.sizes))
     return model

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxtune import processes
 from jaxtune.language_model import LanguageModel
 from jaxtune.training.checkpoint import PREFIX, checkpoints, folder_of
 from jaxtune.training.config import SFTConfig
@@ -78,7 +79,8 @@ def settle_best(model: LanguageModel, args: SFTConfig, state: TrainerState) -> I
     if args.load_best_model_at_end:
         load_weights(Path(best), model)
         yield f"jaxtune: the model is that of {best}, the best ({state.best_metric:.4g})"
-    if args.save_total_limit == 1 and args.saves != "no":
+    processes.wait_for_all("the best weights are read")
+    if args.save_total_limit == 1 and args.saves != "no" and processes.is_first():
         for folder in checkpoints(folder_of(args)):
             if folder.resolve() != Path(best).resolve():
                 remove_folder(folder)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxtune import processes
 from jaxtune.data.batch import IGNORE, Batch
 from jaxtune.data.collate import bucket_lengths, collate
 from jaxtune.data.rows import TokenizedRows
@@ -82,7 +83,7 @@ def evaluate(
             for name, value in sums.items():
                 totals[name] += float(value)
             if found is not None:
-                found.take(chosen, jax.tree.map(np.asarray, predictions))
+                found.take(chosen, jax.tree.map(processes.on_host, predictions))
 
     batches = 0
     for chosen, batch in _batches(rows, asked, devices_of(model.carried.mesh)):

@@ -1,5 +1,6 @@
 """The loop of a run: dispatch a step, bind its arrays, then read the metrics of the one before."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jaxtune import processes
 from jaxtune.adapters.counting import count_parameters
 from jaxtune.data.batch import Batch, MicroBatches
 from jaxtune.data.collate import Place, Window
@@ -28,7 +30,8 @@ from jaxtune.training.offload_check import check_offload
 from jaxtune.training.resume import Start
 from jaxtune.training.saver import Saver
 from jaxtune.training.step import Step, split
-from jaxtune.training.train_rows import TrainRows
+from jaxtune.training.stopping import stops_together
+from jaxtune.training.train_rows import TrainRows, skipped_later
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -47,6 +50,7 @@ class Loop:
       saver: Writes checkpoints; holds the optimizer's state, and the place in the data of the next
         step: where all windows of an epoch are done, its end is still to come.
       evaluate: Evaluates the model, and tells the callbacks.
+      stops: Called once a step; raises what other processes were told to stop by.
     """
 
     model: LanguageModel
@@ -59,9 +63,34 @@ class Loop:
     log: Log
     saver: Saver
     evaluate: Callable[[], dict[str, float]]
+    stops: Callable[[], None] = dataclasses.field(init=False)
 
     def run(self) -> None:
-        """Make the steps that are left."""
+        """Make the steps that are left; what stops them early leaves a checkpoint of the last one.
+
+        Raises:
+          NonFiniteLossError: It says what is not finite.
+          ProcessLostError: Another process of the run has ended.
+        """
+        mesh = self.model.carried.mesh
+        with (
+            processes.explained_loss(),
+            contextlib.closing(self.log),
+            self.saver,
+            stops_together(mesh) as self.stops,
+        ):
+            try:
+                self._run_steps()
+                self.log.read()
+                for line in skipped_later(self.rows):
+                    self.log.write(f"jaxtune: skipped {line}")
+            except (KeyboardInterrupt, SystemExit):
+                self._save_at_exit()
+                raise
+            except NonFiniteLossError as error:
+                raise self._explain(error) from None
+
+    def _run_steps(self) -> None:
         handler = self.handler
         handler.tell("on_train_begin")
         if self.args.eval_on_start and not handler.state.global_step:
@@ -78,7 +107,7 @@ class Loop:
             if self._done():
                 return
 
-    def save_at_exit(self) -> None:
+    def _save_at_exit(self) -> None:
         """Save the last whole step of a run that is being stopped, unless it is saved already."""
         state = self.handler.state
         if self.args.saves == "no" or self.saver.saved == state.global_step:
@@ -89,7 +118,7 @@ class Loop:
             self.saver.wait()
         self.log.write(f"jaxtune: stopped and saved at step {state.global_step:,}")
 
-    def explain(self, error: NonFiniteLossError) -> NonFiniteLossError:
+    def _explain(self, error: NonFiniteLossError) -> NonFiniteLossError:
         """Go back to the last finite step, save it, and say what is not finite after it."""
         state, args = self.handler.state, self.args
         state.global_step, state.epoch = self.log.forget()
@@ -120,6 +149,7 @@ class Loop:
             take_step(window)
             self.saver.check()
             self.log.read(behind=1)
+            self.stops()
             self._after("on_step_end")
             if self._done() or handler.control.should_epoch_stop:
                 break

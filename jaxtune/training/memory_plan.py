@@ -23,6 +23,7 @@ from jaxtune.language_model import LanguageModel
 from jaxtune.memory import GIB, planned
 from jaxtune.models.host_embedding import place_embedding
 from jaxtune.models.placement import split_rows
+from jaxtune.training.agreement import agreed_bytes
 from jaxtune.training.config import SFTConfig
 from jaxtune.training.footprint import Held, footprint, largest
 from jaxtune.training.resume import Start
@@ -87,7 +88,8 @@ def settle(
     Raises:
       ValueError: No plan that may be taken fits; it says what would.
     """
-    free = free_bytes(jax.local_devices()[0].memory_stats(), (split(model)[1:], start.opt_state))
+    own = (split(model)[1:], start.opt_state)
+    free = agreed_bytes(free_bytes(jax.local_devices()[0].memory_stats(), own))
     if free is None:
         place_embedding(model)
         return Settled(step=step_of(model, args, tx))

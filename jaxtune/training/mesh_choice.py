@@ -12,6 +12,7 @@ from jaxtune.models.placement import AUTO, DATA, mesh_of
 from jaxtune.models.sharding import place_model
 from jaxtune.models.sharding_rules import check_mesh
 from jaxtune.optim.registry import create_optimizer
+from jaxtune.training.agreement import check_all_take_part
 from jaxtune.training.config import SFTConfig
 from jaxtune.training.memory_plan import fits_copied
 
@@ -35,7 +36,7 @@ def settle_mesh(
 
     Raises:
       ValueError: The options ask for another mesh than the model was loaded onto, or for one that
-        does not divide it.
+        does not divide it or leaves a process out.
     """
     mesh, auto = _asked(args.mesh, model)
     if auto and mesh is not None and mesh.shape[DATA] == mesh.size > 1:
@@ -44,6 +45,7 @@ def settle_mesh(
         if limit is not None and not fits_copied(model, args, tx, longest(), limit):
             mesh = split(model.config)
     check_mesh(model.config, mesh)
+    check_all_take_part(mesh)
     place_model(model, mesh)
     model.carried.auto_mesh = auto
 

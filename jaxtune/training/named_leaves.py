@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxtune import processes
+from jaxtune.models.placement import put
+
 
 def named_leaves(tree: Any) -> dict[str, Any]:
     """The leaves of a tree by their path.
@@ -29,13 +32,13 @@ def in_host_memory(tree: Any) -> Any:
     """The same tree with arrays of NumPy's own: a step that consumes the tree leaves them alone.
 
     Args:
-      tree: Of arrays.
+      tree: Of arrays; all processes ask for one that is spread over them.
 
     Returns:
       Copies; on a CPU, too, where NumPy could look into the device's memory.
     """
     jax.tree.map(_start_copy, tree)
-    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), tree)
+    return jax.tree.map(processes.on_host, tree)
 
 
 def with_values(tree: Any, values: Mapping[str, np.ndarray]) -> Any:
@@ -65,4 +68,4 @@ def _placed(leaf: jax.Array, value: np.ndarray) -> jax.Array:
     if plain and len(leaf.sharding.device_set) == 1:
         # Not bound to its device, as an array that was just made: a mesh may still take it.
         return jnp.array(value)
-    return jax.device_put(value, leaf.sharding)
+    return put(value, leaf.sharding)

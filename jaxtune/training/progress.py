@@ -5,6 +5,7 @@ import time
 
 from tqdm.auto import tqdm
 
+from jaxtune import processes
 from jaxtune.memory import GIB, peak_memory
 
 
@@ -17,7 +18,8 @@ def in_notebook() -> bool:
 
 def evaluation_bar(rows: int, *, disable: bool) -> tqdm:
     """A bar over the rows of an evaluation, gone when it is closed."""
-    return tqdm(total=rows, desc="evaluating", unit="row", leave=False, disable=disable)
+    silent = disable or not processes.is_first()
+    return tqdm(total=rows, desc="evaluating", unit="row", leave=False, disable=silent)
 
 
 class Progress:
@@ -28,8 +30,8 @@ class Progress:
     """
 
     def __init__(self, total_steps: int, *, done: int = 0, disable: bool) -> None:
-        """Show nothing yet; `disable` silences lines too."""
-        self.silent = disable
+        """Show nothing yet; `disable` silences lines too, as do all processes but the first."""
+        self.silent = disable or not processes.is_first()
         self.total, self.done = total_steps, done
         self.bar: tqdm | None = None
         self.tokens = 0

@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from jaxtune import processes
 from jaxtune.training.callbacks import TrainerCallback
 from jaxtune.training.checkpoint import plain
 from jaxtune.training.config import SFTConfig
@@ -28,9 +29,12 @@ def own_callbacks(args: SFTConfig) -> list[TrainerCallback]:
       args: The options.
 
     Returns:
-      Those that are asked for, or that this place has a use for.
+      Those that are asked for, or that this place has a use for; of several processes the first
+      alone has any.
     """
     callbacks = report_callbacks(args)
+    if not processes.is_first():
+        return []
     if args.output_dir is not None and can_plot():
         callbacks.append(LossPlot(Path(args.output_dir)))
     if not args.disable_tqdm:

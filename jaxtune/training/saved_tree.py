@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxtune import processes
+
 
 def write_tree(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays by name; returns when they are in the files.
@@ -15,7 +17,7 @@ def write_tree(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
       arrays: Of any dtype that JAX has. Those without elements, which Orbax refuses, are left out.
     """
     held = {name: array for name, array in arrays.items() if array.size}
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    with _checkpointer() as checkpointer:
         checkpointer.save(folder.resolve(), args=ocp.args.StandardSave(held))
 
 
@@ -30,6 +32,17 @@ def read_tree(folder: Path, wanted: Mapping[str, np.ndarray]) -> dict[str, np.nd
       The arrays, in host memory.
     """
     held = {name: array for name, array in wanted.items() if array.size}
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    with _checkpointer() as checkpointer:
         found = checkpointer.restore(folder.resolve(), args=ocp.args.StandardRestore(held))
     return {**wanted, **{name: np.asarray(found[name]) for name in held}}
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    """Orbax for this process alone: its arrays are whole, and the others wait for nothing."""
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=processes.number(),
+        active_processes={processes.number()},
+        barrier_sync_key_prefix=f"process {processes.number()}",
+    )
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)

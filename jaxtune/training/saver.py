@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from jaxtune import processes
 from jaxtune.language_model import LanguageModel
 from jaxtune.training.best_model import name_best
 from jaxtune.training.checkpoint import write_checkpoint
@@ -22,6 +23,9 @@ from jaxtune.training.writer import Writer
 
 class Saver:
     """Writes checkpoints, one at a time, while the run goes on; leaving it waits for the last.
+
+    Every process of a run has one: arrays that are spread over them are gathered by all, and the
+    first one writes.
 
     Attributes:
       args: The options of the run.
@@ -79,6 +83,8 @@ class Saver:
           OSError: The write before this one failed, as may any other of its errors.
         """
         self._writer.wait()
+        # Whether the one before is there, `name_best` asks on every process.
+        processes.wait_for_all("the checkpoint before is written")
         name_best(output_dir, state)
         manifest = None
         if not (weights_alone or self.args.save_only_model):
@@ -94,11 +100,12 @@ class Saver:
             snapshot = take_snapshot(
                 self._model, state, self.opt_state, self._dropout_key, manifest
             )
-            self._writer.start(
-                functools.partial(
-                    write_checkpoint, output_dir, snapshot, self._tokenizer, self.args
+            if processes.is_first():
+                self._writer.start(
+                    functools.partial(
+                        write_checkpoint, output_dir, snapshot, self._tokenizer, self.args
+                    )
                 )
-            )
             self.saved = state.global_step
 
     def check(self) -> None:
@@ -122,6 +129,8 @@ class Saver:
         """Wait for the write in flight; where the run failed, its own error goes first."""
         try:
             self._writer.wait()
+            if error is None:
+                processes.wait_for_all("the last checkpoint is written")
         except Exception as failed:
             if error is None:
                 raise

@@ -1,6 +1,5 @@
 """`SFTTrainer`: supervised fine-tuning under TRL's names; it sequences pure functions."""
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -13,22 +12,27 @@ from typing import Any
 
 import jax.numpy as jnp
 import optax
-from tqdm.auto import tqdm
 
-from jaxtune import runtime
+from jaxtune import processes, runtime
 from jaxtune.data.plan import Plan, Request
 from jaxtune.data.row_options import RowOptions
 from jaxtune.data.stream_plan import StreamPlan
 from jaxtune.data.tokenize import tokenize_dataset
-from jaxtune.errors import NonFiniteLossError
 from jaxtune.language_model import LanguageModel
 from jaxtune.models.placement import devices_of
+from jaxtune.notes import tell
 from jaxtune.optim.loss_scale import dynamic_loss_scale
 from jaxtune.optim.registry import create_optimizer
 from jaxtune.optim.schedules import create_schedule
+from jaxtune.training.agreement import (
+    agreed_checkpoint,
+    check_rows_agree,
+    prepare_output,
+    process_lines,
+)
 from jaxtune.training.best_model import settle_best
 from jaxtune.training.callbacks import CallbackHandler
-from jaxtune.training.checkpoint import PREFIX, folder_of
+from jaxtune.training.checkpoint import folder_of
 from jaxtune.training.collators import host_collator, packs_rows
 from jaxtune.training.control_options import with_derived
 from jaxtune.training.data_report import report_lines
@@ -44,7 +48,6 @@ from jaxtune.training.inputs import (
     ready_model,
     row_limit,
 )
-from jaxtune.training.interrupt import exit_on_sigterm
 from jaxtune.training.log import Log
 from jaxtune.training.loop import Loop
 from jaxtune.training.loss_plot import loss_figure
@@ -53,7 +56,7 @@ from jaxtune.training.memory_plan import settle
 from jaxtune.training.mesh_choice import settle_mesh
 from jaxtune.training.optimizer_places import kernels_for
 from jaxtune.training.reports import own_callbacks
-from jaxtune.training.resume import Start, find_checkpoint, resume, start_anew
+from jaxtune.training.resume import Start, resume, start_anew
 from jaxtune.training.run_numbers import run_numbers
 from jaxtune.training.saver import Saver
 from jaxtune.training.start_report import start_lines, state_of
@@ -64,9 +67,7 @@ from jaxtune.training.train_rows import (
     plan_of,
     read_train_rows,
     row_options,
-    skipped_later,
 )
-from jaxtune.training.whole_folder import clear_leftovers
 
 
 class SFTTrainer(EvaluationMethods):
@@ -146,11 +147,7 @@ class SFTTrainer(EvaluationMethods):
         self._collator = host_collator(data_collator)
         self.args = with_derived(checked_args(args))
         check_evaluation(
-            self.args,
-            eval_dataset,
-            compute_metrics,
-            preprocess_logits_for_metrics,
-            self._collator,
+            self.args, eval_dataset, compute_metrics, preprocess_logits_for_metrics, self._collator
         )
         self.compute_metrics = compute_metrics
         self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
@@ -224,11 +221,8 @@ class SFTTrainer(EvaluationMethods):
         """
         runtime.use_compile_cache()
         args, plan = self.args, self._plan()
-        if args.saves != "no":
-            output_dir = folder_of(args)
-            output_dir.mkdir(parents=True, exist_ok=True)
-            clear_leftovers(output_dir, PREFIX)
-        folder = find_checkpoint(resume_from_checkpoint, args.output_dir)
+        prepare_output(args)
+        folder = agreed_checkpoint(resume_from_checkpoint, args.output_dir)
         per_epoch = plan.windows_per_epoch
         total = (
             args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
@@ -237,6 +231,7 @@ class SFTTrainer(EvaluationMethods):
         handler.control = TrainerControl()
         tx = self._prepare_optimizer(total)
         identity = functools.cache(self._identity)
+        check_rows_agree(identity, total, self.model.carried.mesh)
         start = self._start(folder, tx, total, identity)
         handler.state = state_of(start.state, args, total, _passes(total, plan))
         handler.restore(start.state.stateful_callbacks)
@@ -244,7 +239,7 @@ class SFTTrainer(EvaluationMethods):
         self.model.carried.training = functools.partial(run_numbers, args, self.state)
         log = Log(self.state, self.lr_scheduler, args, self._tell_log, start.losses)
         settled = settle(self.model, args, tx, plan, self.train_dataset, start)
-        self._report_start(log, plan, folder, settled.lines)
+        self._report_start(log, plan, folder, [*process_lines(), *settled.lines])
         saver = Saver(self.model, self.tokenizer, args, start, identity=identity)
         loop = Loop(
             model=self.model,
@@ -260,17 +255,7 @@ class SFTTrainer(EvaluationMethods):
         )
         log.begin()
         started = time.perf_counter()
-        with contextlib.closing(log), saver, exit_on_sigterm():
-            try:
-                loop.run()
-                log.read()
-                for line in skipped_later(self.train_dataset):
-                    log.write(f"jaxtune: skipped {line}")
-            except (KeyboardInterrupt, SystemExit):
-                loop.save_at_exit()
-                raise
-            except NonFiniteLossError as error:
-                raise loop.explain(error) from None
+        loop.run()
         output = log.output(time.perf_counter() - started, plan.request.window)
         for line in settle_best(self.model, args, self.state):
             log.write(line)
@@ -323,7 +308,8 @@ class SFTTrainer(EvaluationMethods):
         """
         folder = Path(output_dir) if output_dir is not None else folder_of(self.args)
         self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        if processes.is_first():
+            self.tokenizer.save_pretrained(folder)
 
     def create_scheduler(self, num_training_steps: int) -> optax.Schedule:
         """The schedule of the options; override to train with another.
@@ -366,7 +352,7 @@ class SFTTrainer(EvaluationMethods):
         args = self.args
         if not args.disable_tqdm:
             for line in rate_lines(args, self.model):
-                tqdm.write(line)
+                tell(line)
         return create_optimizer(
             args.optim,
             self.lr_scheduler,

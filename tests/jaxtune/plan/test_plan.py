@@ -23,7 +23,7 @@ GIB = 2**30
 @pytest.fixture
 def printed(monkeypatch, capsys, tmp_path: Path) -> Any:
     """What is printed of the tiny model, and the words of each plan's line."""
-    monkeypatch.setattr(runtime, "use_cpu", lambda: None)  # of the whole process
+    monkeypatch.setattr(runtime, "use_cpu", lambda **_: None)  # of the whole process
     folder = tmp_path / "tiny"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(TINY))
@@ -103,6 +103,10 @@ def test_a_card_by_its_memory() -> None:
         ({"batch": 0}, "--batch must be >= 1; got 0"),
         ({"memory_fraction": 0.0}, "--memory-fraction must be over 0"),
         ({"model": "llama"}, "--model must be a built-in name"),
+        ({"mesh": "rows=2"}, "--mesh must be sizes of data, fsdp, tensor, each once; got 'rows=2'"),
+        ({"mesh": "fsdp=0"}, "got 'fsdp=0'"),
+        ({"mesh": "fsdp=2,fsdp=2"}, "got 'fsdp=2,fsdp=2'"),
+        ({"compiled": True}, "--compiled is of a mesh"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], said: str) -> None:
@@ -128,3 +132,24 @@ def test_the_bar_is_as_long_as_its_parts() -> None:
     assert bar(row, 100.0, 4 / BAR) == "W" * 20 + "A" * 15 + "V" * 5
     assert bar(row, 3.0, 4 / BAR) == "W" * 20 + "A" * 10 + "|" + "A" * 4 + "V" * 5
     assert bar(row, 5.0, 8 / BAR) == "W" * 10 + "A" * 8 + "VV" + " " * 5 + "|" + " " * 14
+
+
+def test_a_mesh_divides_what_it_splits(printed) -> None:
+    def weights(said: str) -> float:
+        return float(re.search(r"W weights ([\d.]+), ", said)[1])
+
+    alone, _ = printed(model="llama-3-8b")
+    copied, _ = printed(model="llama-3-8b", mesh="data=4")
+    split, _ = printed(model="llama-3-8b", mesh="data=2,fsdp=4")
+    # 5.3 GiB; a fourth, and embedding, head and a layer whole
+    assert weights(alone) == weights(copied)
+    assert 0.5 * weights(alone) < weights(split) < 0.7 * weights(alone)
+    assert "receives" not in alone
+    assert "0.00 of weights" in copied
+    assert "one of the 8 devices of --mesh data=2,fsdp=4" in split
+    assert max(map(len, split.splitlines()[1:])) <= 104
+
+
+def test_a_mesh_that_does_not_divide_the_model_is_refused(printed) -> None:
+    with pytest.raises(ValueError, match='"fsdp" must divide'):
+        printed(model="llama-3-8b", mesh="fsdp=3")
