@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from tqdm.auto import tqdm
-
 from convert import AdapterConfig
 from jaxtune.adapters.create import create_adapter
 from jaxtune.adapters.targets import PROJECTIONS
+from jaxtune.console import say_above_bars
 from jaxtune.errors import NotBuiltYetError
 from jaxtune.language_model import LanguageModel
 from jaxtune.models.placement import data_mesh
@@ -234,7 +233,9 @@ class FastLanguageModel:
         _check_neutral(locals())
         _remat(use_gradient_checkpointing)
         if model.carried.full_finetuning:
-            tqdm.write("jaxtune: every weight is trained (full_finetuning); no adapter is added.")
+            say_above_bars(
+                "jaxtune: every weight is trained (full_finetuning); no adapter is added."
+            )
             return model
         _check_init(init_lora_weights)
         request = AdapterConfig(

@@ -11,6 +11,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from convert import LazyTensor, gguf_files, open_checkpoint, window_note, write_gguf
+from jaxtune.console import say_above_bars
 from jaxtune.merged_tensors import merged_tensors
 from jaxtune.models.configuration import hf_form
 from jaxtune.models.decoder import CausalLM
@@ -52,14 +53,16 @@ def save_pretrained_gguf(
     tokenizer = tokenizer if tokenizer is not None else carried.tokenizer
     note = window_note(config)
     if note is not None:
-        tqdm.write(f"jaxtune: {note}.")
+        say_above_bars(f"jaxtune: {note}.")
     with contextlib.ExitStack() as stack:
         base = None
         if carried.folder is not None:
             base = stack.enter_context(open_checkpoint(carried.folder))
         own = None
         if tokenizer is None:
-            tqdm.write("jaxtune: the model has no tokenizer; the files will have no vocabulary.")
+            say_above_bars(
+                "jaxtune: the model has no tokenizer; the files will have no vocabulary."
+            )
         else:
             own = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             tokenizer.save_pretrained(str(own))

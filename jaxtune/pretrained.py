@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
-from tqdm.auto import tqdm
 
 from convert import (
     Adapter,
@@ -19,6 +18,7 @@ from convert import (
 )
 from jaxtune.adapters.attach import attach_adapter
 from jaxtune.config import DecoderConfig
+from jaxtune.console import say_above_bars
 from jaxtune.data.pad_token import with_pad_token
 from jaxtune.language_model import LanguageModel, with_verbs
 from jaxtune.models.build import train_all
@@ -126,10 +126,10 @@ def load_pretrained(
         folder = source.folder(look)
     setting = _settle(folder, range_)
     if setting.line is not None:
-        tqdm.write(setting.line)
+        say_above_bars(setting.line)
     tokenizer = _load_tokenizer((adapter_folder, folder), setting, fix_tokenizer)
     if setting.quantized and not load_in_4bit:
-        tqdm.write(f"jaxtune: the 4-bit weights of {source.name} are dequantised.")
+        say_above_bars(f"jaxtune: the 4-bit weights of {source.name} are dequantised.")
     model = load_model(
         folder,
         setting.model_class,
@@ -252,7 +252,7 @@ def _load_tokenizer(folders: tuple[Path, ...], setting: _Setting, fix: bool) -> 
     stops = {*_stops(text_part(setting.hf)), *_stops(generation)}
     tokenizer, line = with_pad_token(tokenizer, setting.config.vocab_size, eos_token_ids=stops)
     if line is not None:
-        tqdm.write(f"jaxtune: {line}.")
+        say_above_bars(f"jaxtune: {line}.")
     return tokenizer
 
 

@@ -23,6 +23,7 @@ from convert import (
 from jaxtune.adapters.counting import count_parameters
 from jaxtune.adapters.modules import places
 from jaxtune.adapters.peft_form import save_adapter
+from jaxtune.console import say_above_bars
 from jaxtune.layers.variables import weight_of
 from jaxtune.merged_4bit import counted, four_bits
 from jaxtune.merged_tensors import merged_tensors, written_name
@@ -161,7 +162,7 @@ def save_merged(
             _say_base(model, base)
         else:
             held = frozenset() if base is None else frozenset(base.names)
-            tqdm.write(counted(model, bits, functools.partial(written_name, held)))
+            say_above_bars(counted(model, bits, functools.partial(written_name, held)))
             config = with_quantization(config, bits.quantization(model), dtype)
         tensors = merged_tensors(model, dtype, base, bits)
         own_card = (folder / CARD).is_file() and not is_ours(folder / CARD)
@@ -193,4 +194,4 @@ def _say_base(model: CausalLM, base: Checkpoint | None) -> None:
     # A 4-bit folder has dense projections too; they are no originals of those that it quantised.
     dense = base is not None and not quantized_infos(base)
     kind = "the original dense" if dense else "its dequantised"
-    tqdm.write(f"jaxtune: the model has 4-bit weights; {kind} ones are merged and written.")
+    say_above_bars(f"jaxtune: the model has 4-bit weights; {kind} ones are merged and written.")

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from convert import quantization_of, read_adapter, without_quantization
 from jaxtune.adapters.attach import attach_adapter
 from jaxtune.adapters.modules import linear_places
+from jaxtune.console import say_above_bars
 from jaxtune.model_card import Measured, write_card, write_merged_card
 from jaxtune.models.configuration import hf_form, read_config_json
 from jaxtune.models.decoder import CausalLM
@@ -49,7 +49,7 @@ def verify_saved(model: CausalLM, folder: Path) -> Measured:
         agreement=float((actual.argmax(-1) == expected.argmax(-1)).mean()),
     )
     note = "" if found.difference <= _LARGE else ": more than rounding to 16 bits explains"
-    tqdm.write(f"jaxtune: {folder}: {found.line()}{note}.")
+    say_above_bars(f"jaxtune: {folder}: {found.line()}{note}.")
     if (folder / ADAPTER_FILE).is_file():
         write_card(model, folder, found)
     else:

@@ -14,6 +14,8 @@ from jaxtune.console import say
 from jaxtune.errors import NonFiniteLossError
 from jaxtune.language_model import LanguageModel
 from jaxtune.machine import first_line, probe
+from jaxtune.optim.registry import create_optimizer
+from jaxtune.optim.schedules import create_schedule
 from jaxtune.training.resume import find_checkpoint
 
 NO_MEMORY = "RESOURCE_EXHAUSTED"
@@ -35,6 +37,7 @@ def run(options: Train) -> int:
     """
     output = Path(options.args.output_dir or "")
     check_writable(output, "--output-dir")
+    _check_names(options)
     resumed: Any = options.resume_from_checkpoint
     resumed = True if resumed == LAST else resumed
     find_checkpoint(resumed, output)
@@ -58,6 +61,13 @@ def run(options: Train) -> int:
             "--use-gradient-checkpointing unsloth, --per-device-train-batch-size 1 with a larger "
             "--gradient-accumulation-steps, or a shorter --max-length."
         ) from error
+
+
+def _check_names(options: Train) -> None:
+    """Refuse an optimizer or a schedule that there is none of, before a model is loaded for it."""
+    args = options.args
+    create_schedule(args.lr_scheduler_type, args.learning_rate, 0, 1, args.lr_scheduler_kwargs)
+    create_optimizer(args.optim, lambda _: args.learning_rate)
 
 
 def _rows(options: Train) -> tuple[Any, Any]:
@@ -159,10 +169,10 @@ def _named(choice: str) -> bool | str:
 def _what_next(output: Path) -> list[str]:
     """What can be done with the folder."""
     if not (output / ADAPTER_FILE).is_file():
-        return [f"The model is in {output}/.", f"  jaxtune chat {output}"]
+        return [f"The model is in {output}/.", f"    jaxtune chat {output}"]
     return [
         f"The adapter is in {output}/. Now, for example:",
-        f"  jaxtune chat {output}",
-        f"  jaxtune export merged {output} merged",
-        f'  peft.PeftModel.from_pretrained(base, "{output}")   # in Python, with PyTorch',
+        f"    jaxtune chat {output}",
+        f"    jaxtune export merged {output} merged",
+        f'    peft.PeftModel.from_pretrained(base, "{output}")   # in Python, with PyTorch',
     ]

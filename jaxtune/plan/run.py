@@ -1,5 +1,6 @@
 """`jaxtune plan`: build the model without its weights, count bytes and milliseconds, print them."""
 
+import sys
 from typing import get_args
 
 from convert import AdapterConfig
@@ -9,12 +10,12 @@ from jaxtune.adapters.targets import PROJECTIONS
 from jaxtune.bench.setup import make_optimizer
 from jaxtune.bench.subject import Subject, check_length, find_subject
 from jaxtune.config import Remat
-from jaxtune.console import say
+from jaxtune.console import columns, say
 from jaxtune.models.build import build
 from jaxtune.models.decoder import CausalLM
 from jaxtune.plan.cards import Card, card_of
 from jaxtune.plan.options import PlanRequest
-from jaxtune.plan.report import Row, lines
+from jaxtune.plan.report import Row, bar_length, lines
 from jaxtune.plan.speed import milliseconds
 from jaxtune.training.footprint import Footprint, footprint, largest
 from jaxtune.training.memory_plan import USABLE
@@ -40,7 +41,9 @@ def run(options: PlanRequest) -> int:
     subject = find_subject(options.model)
     check_length(subject, options.length, packing=False)
     limit = USABLE * options.memory_fraction * card.memory
-    say(*lines(options, subject.config, card, limit, rows_of(options, subject, card, limit)))
+    rows = rows_of(options, subject, card, limit)
+    length = bar_length(columns(sys.stdout))
+    say(*lines(options, subject.config, card, limit, rows, length))
     return 0
 
 

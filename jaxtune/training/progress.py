@@ -5,7 +5,11 @@ import time
 
 from tqdm.auto import tqdm
 
+from jaxtune.console import say_above_bars
 from jaxtune.memory import GIB, peak_memory
+
+# tqdm's own without what its words repeat, so that loss, tokens a second and memory fit 80 columns.
+BAR = "step {n_fmt}/{total_fmt} |{bar}| {elapsed}<{remaining}, {rate_fmt}{postfix}"
 
 
 def in_notebook() -> bool:
@@ -44,6 +48,8 @@ class Progress:
             unit="step",
             disable=self.silent or in_notebook(),
             postfix="compiling the first step",
+            bar_format=BAR,
+            dynamic_ncols=True,
         )
 
     def step(self, tokens: int) -> None:
@@ -76,7 +82,7 @@ class Progress:
     def write(self, line: str) -> None:
         """Print a line above the bar."""
         if not self.silent:
-            tqdm.write(line)
+            say_above_bars(line)
 
     def close(self) -> None:
         """Leave the bar as it stands."""
