@@ -11,7 +11,7 @@ from jaxtune.errors import HubUploadError
 from jaxtune.gguf_export import save_pretrained_gguf
 from jaxtune.model_card import CARD, is_ours
 from jaxtune.models.decoder import CausalLM
-from jaxtune.saving import save_pretrained, save_pretrained_merged
+from jaxtune.saving import SHARD_BYTES, save_pretrained, save_pretrained_merged
 
 MESSAGE = "Upload a model fine-tuned with jaxtune"
 
@@ -57,7 +57,13 @@ def push_adapter(model: CausalLM, destination: Destination) -> Any:
     return _push(destination, lambda folder: save_pretrained(model, folder))
 
 
-def push_merged(model: CausalLM, destination: Destination, tokenizer: Any, save_method: str) -> Any:
+def push_merged(
+    model: CausalLM,
+    destination: Destination,
+    tokenizer: Any,
+    save_method: str,
+    max_shard_bytes: int = SHARD_BYTES,
+) -> Any:
     """Upload what `save_pretrained_merged` writes, the tokenizer with it.
 
     Args:
@@ -65,6 +71,7 @@ def push_merged(model: CausalLM, destination: Destination, tokenizer: Any, save_
       destination: Of the commit.
       tokenizer: As in `save_pretrained_merged`.
       save_method: Likewise.
+      max_shard_bytes: Likewise.
 
     Returns:
       huggingface_hub's `CommitInfo`.
@@ -75,7 +82,9 @@ def push_merged(model: CausalLM, destination: Destination, tokenizer: Any, save_
     """
     return _push(
         destination,
-        lambda folder: save_pretrained_merged(model, folder, tokenizer, save_method=save_method),
+        lambda folder: save_pretrained_merged(
+            model, folder, tokenizer, save_method=save_method, max_shard_bytes=max_shard_bytes
+        ),
     )
 
 
@@ -106,8 +115,37 @@ def push_gguf(
     )
 
 
-def _push(destination: Destination, save: Callable[[Path], object]) -> Any:
-    """Make the repository, write a folder of its own, upload that, and remove it."""
+def saved_and_pushed(
+    destination: Destination | None, folder: str | Path, save: Callable[[Path], object]
+) -> None:
+    """Save into a folder of the user's, and upload what was written there.
+
+    Args:
+      destination: Of the commit; None: nothing is uploaded.
+      folder: Where `save` writes; other files in it stay here.
+      save: Writes a folder.
+
+    Raises:
+      HubUploadError: As `push_adapter`; without a repository to write to nothing is saved either.
+    """
+    if destination is None:
+        save(Path(folder))
+    else:
+        _push(destination, save, Path(folder))
+
+
+def repository_of(folder: str | Path) -> str:
+    """The repository that scripts mean by a folder to save to: "owner/name", or the last name."""
+    text = str(folder)
+    if text.count("/") == 1 and not text.startswith((".", "~", "/")) and not text.endswith("/"):
+        return text
+    return Path(text).expanduser().resolve().name
+
+
+def _push(
+    destination: Destination, save: Callable[[Path], object], folder: Path | None = None
+) -> Any:
+    """Make the repository, write a folder, by default one of its own that goes again, upload it."""
     # huggingface_hub takes 0.2 s to import, and only an upload needs it.
     from huggingface_hub import HfApi
 
@@ -117,8 +155,10 @@ def _push(destination: Destination, save: Callable[[Path], object]) -> Any:
             destination.repo_id, private=destination.private, exist_ok=True
         ).repo_id
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "model"
+        folder = folder or Path(place) / "model"
+        before = _times(folder)
         save(folder)
+        written = [name for name, time in _times(folder).items() if before.get(name) != time]
         with _explained(destination):
             left_out = [CARD] if _has_own_card(api, repository, destination, Path(place)) else []
             return api.upload_folder(
@@ -128,8 +168,20 @@ def _push(destination: Destination, save: Callable[[Path], object]) -> Any:
                 commit_description=destination.commit_description,
                 revision=destination.revision,
                 create_pr=destination.create_pr,
+                allow_patterns=[_literal(name) for name in written],
                 ignore_patterns=left_out,
             )
+
+
+def _times(folder: Path) -> dict[str, int]:
+    """When each file of a folder was written, and which it is."""
+    files = folder.iterdir() if folder.is_dir() else ()
+    return {file.name: file.stat().st_mtime_ns for file in files if file.is_file()}
+
+
+def _literal(name: str) -> str:
+    """The pattern that matches a file's name alone."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
 def _token(destination: Destination) -> str:
