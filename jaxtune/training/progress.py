@@ -10,6 +10,8 @@ from jaxtune.memory import GIB, peak_memory
 
 # tqdm's own without what its words repeat, so that loss, tokens a second and memory fit 80 columns.
 BAR = "step {n_fmt}/{total_fmt} |{bar}| {elapsed}<{remaining}, {rate_fmt}{postfix}"
+# Seconds between two drawings: on a terminal, and in the file of a batch job.
+INTERVAL, LOG_INTERVAL = 0.1, 10.0
 
 
 def in_notebook() -> bool:
@@ -50,6 +52,7 @@ class Progress:
             postfix="compiling the first step",
             bar_format=BAR,
             dynamic_ncols=True,
+            mininterval=INTERVAL if sys.stderr.isatty() else LOG_INTERVAL,
         )
 
     def step(self, tokens: int) -> None:
