@@ -21,7 +21,7 @@ from convert.quantization_config import with_quantization
 from convert.quantized import QuantizedInfo
 from convert.rounding import FLOAT_DTYPES, WEIGHT_DTYPES, cast, merge_linear
 from convert.stream import LazyTensor, Progress
-from convert.tied_head import settle_head
+from convert.tied_head import rows_of, settle_head
 from convert.writer import SHARD_BYTES, write_checkpoint
 
 
@@ -159,7 +159,7 @@ def plan_merge(
         untied = False
         if lora is not None and (ties_embeddings(config) or file_name(HEAD, tensors) is None):
             untied = settle_head(tensors, edits, lazy, lora)
-        merged = merged_config(config, kept, untied=untied)
+        merged = merged_config(config, kept, untied=untied, rows=rows_of(tensors, weights))
         if four_bits:
             merged = with_quantization(merged, quantization_for(config, tensors), kept)
 
