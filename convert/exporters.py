@@ -176,7 +176,7 @@ EXPORTERS: dict[str, Exporter] = {
     ),
     "merged": Exporter(
         summary="a full Hugging Face model: the adapter merged into its base",
-        example="python -m convert merged my-adapter my-model --base Llama-3.2-1B --dtype bfloat16",
+        example="python -m convert merged my-adapter my-model --base Llama-3.2-1B",
         add_options=_add_merged_options,
         export=_export_merged,
     ),
