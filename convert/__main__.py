@@ -54,7 +54,10 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         target.add_argument(
-            "src", type=Path, metavar="SRC", help="the adapter's folder (gguf: or a model's)"
+            "src",
+            type=Path,
+            metavar="SRC",
+            help="the adapter's folder (gguf, merged-4bit: or a model's)",
         )
         target.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
         row.add_options(target)

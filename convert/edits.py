@@ -121,12 +121,20 @@ def _check_shape(place: str, edit: Edit, adapter: Checkpoint, base: DequantizedC
     wanted, kind = base.info(place).shape, base.info(place).dtype
     if isinstance(edit, Whole):
         got = adapter.info(edit.tensor).shape
+        if _has_more_tokens(place, got, wanted):
+            return
     else:
         if kind not in FLOAT_DTYPES:
             raise _misfit(f"a LoRA pair for {shown(place)} of {kind}", "a weight of floats")
         got = (adapter.info(edit.lora_b).shape[0], adapter.info(edit.lora_a).shape[1])
     if got != wanted:
         raise _misfit(f"{got} for {shown(place)}", f"its shape {wanted}")
+
+
+def _has_more_tokens(place: str, got: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether an embedding or a head has rows for tokens that were added to the base's."""
+    vocabulary = place.endswith(("embed_tokens.weight", HEAD))
+    return vocabulary and len(got) == 2 and got[1:] == wanted[1:] and got[0] > wanted[0]
 
 
 def _misfit(got: str, wanted: str) -> CheckpointError:

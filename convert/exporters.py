@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -76,12 +77,16 @@ def _add_merged_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _export_merged(options: argparse.Namespace, meter: Meter) -> str:
-    """Merge an adapter into its base."""
-    base = options.base or _base_of(options.src)
+def _export_merged(options: argparse.Namespace, meter: Meter, *, four_bits: bool = False) -> str:
+    """Merge an adapter into its base; with `four_bits` a full model will do too."""
+    if four_bits:
+        base, adapter = _sources(options)
+    else:
+        base, adapter = options.base or _base_of(options.src), options.src
+    dtype = _DTYPES.get(options.dtype)
     done = 0
 
-    with plan_merge(base, options.src, dtype=_DTYPES.get(options.dtype)) as plan:
+    with plan_merge(base, adapter, dtype=dtype, four_bits=four_bits) as plan:
 
         def count(_: str, size: int) -> None:
             nonlocal done
@@ -89,9 +94,11 @@ def _export_merged(options: argparse.Namespace, meter: Meter) -> str:
             meter(done, plan.nbytes)
 
         plan.write(options.out, progress=count)
+        kind = f"4 bits and {plan.config['dtype']}" if four_bits else plan.config["dtype"]
+        needs = ", with bitsandbytes installed," if four_bits else ""
         return (
             f"Wrote {options.out}: {len(plan.tensors)} tensors, {plan.nbytes / 1e6:.1f} MB, "
-            f"{plan.config['dtype']}. Load it with "
+            f"{kind}. Load it{needs} with "
             f"transformers.AutoModelForCausalLM.from_pretrained({str(options.out)!r})."
         )
 
@@ -108,9 +115,7 @@ def _add_gguf_options(parser: argparse.ArgumentParser) -> None:
 
 def _export_gguf(options: argparse.Namespace, meter: Meter) -> str:
     """Write an adapter merged into its base, or a full model, as GGUF files."""
-    held = {name for name in (CONFIG_FILE, MODEL_CONFIG_FILE) if (options.src / name).is_file()}
-    adapter = None if held == {MODEL_CONFIG_FILE} else options.src
-    base = options.src if adapter is None else options.base or _base_of(adapter)
+    base, adapter = _sources(options)
     name = options.src.resolve().name
     with contextlib.ExitStack() as stack:
 
@@ -139,16 +144,12 @@ def _export_gguf(options: argparse.Namespace, meter: Meter) -> str:
     return "\n".join(lines)
 
 
-def _refuse_merged_4bit(options: argparse.Namespace, _: Meter) -> str:
-    """Say what writes 4-bit models: they are quantised on JAX's device, and nothing is here."""
-    open_adapter(options.src)[1].close()  # what is no adapter gets that error, as everywhere
-    raise broken(
-        "A merged 4-bit model must be written by jaxtune, which quantises it",
-        got="the target merged-4bit of convert, which does not use JAX",
-        wanted='model.save_pretrained_merged(folder, save_method="merged_4bit")',
-        cure=f"In Python: FastLanguageModel.from_pretrained({str(options.src)!r})[0]"
-        f'.save_pretrained_merged({str(options.out)!r}, save_method="merged_4bit").',
-    )
+def _sources(options: argparse.Namespace) -> tuple[Path, Path | None]:
+    """The base's folder and the adapter's; of a full model its own, and None."""
+    held = {name for name in (CONFIG_FILE, MODEL_CONFIG_FILE) if (options.src / name).is_file()}
+    if held == {MODEL_CONFIG_FILE}:
+        return options.src, None
+    return options.base or _base_of(options.src), options.src
 
 
 def _base_of(adapter: Path) -> Path:
@@ -175,20 +176,20 @@ EXPORTERS: dict[str, Exporter] = {
     ),
     "merged": Exporter(
         summary="a full Hugging Face model: the adapter merged into its base",
-        example="python -m convert merged my-adapter my-model --base Llama-3.2-1B --dtype bfloat16",
+        example="python -m convert merged my-adapter my-model --base Llama-3.2-1B",
         add_options=_add_merged_options,
         export=_export_merged,
+    ),
+    "merged-4bit": Exporter(
+        summary="an adapter merged into its base, or a full model, in bitsandbytes' 4 bits",
+        example="python -m convert merged-4bit my-adapter my-model --base Llama-3.2-1B",
+        add_options=_add_merged_options,
+        export=functools.partial(_export_merged, four_bits=True),
     ),
     "gguf": Exporter(
         summary="GGUF files for llama.cpp: an adapter merged into its base, or a full model",
         example="python -m convert gguf my-adapter my-gguf --base Llama-3.2-1B --method q8_0",
         add_options=_add_gguf_options,
         export=_export_gguf,
-    ),
-    "merged-4bit": Exporter(
-        summary="nothing: say how jaxtune writes the merged model in bitsandbytes' 4 bits",
-        example="python -m convert merged-4bit my-adapter my-model",
-        add_options=_add_merged_options,
-        export=_refuse_merged_4bit,
     ),
 }

@@ -187,11 +187,11 @@ def _package() -> Any:
 
 def _unknown(given: object, name: str, plain: str, files: Mapping[str, Path]) -> CheckpointError:
     """Build the error for a method that is not written here."""
-    rule = "`quantization_method` must be one that is written here"
+    rule = "A GGUF file's quantization method must be one that is written here"
     wanted = f"{', '.join(METHODS)}, {NOT_QUANTIZED} or fast_quantized"
     if name[:1] in ("q", "i", "t") and any(letter.isdigit() for letter in name):
         cure = (
-            f"{name} is made by llama.cpp: write quantization_method={plain!r}, and then run "
+            f"{name} is made by llama.cpp: write {plain}, and then run "
             f"`llama-quantize {files[plain]} {files[name]} {name.upper()}`."
         )
     else:

@@ -13,12 +13,15 @@ from convert.companions import companions
 from convert.dequantized import DequantizedCheckpoint
 from convert.edits import HEAD, Edit, Pair, Whole, plan_edits
 from convert.errors import broken, shown
+from convert.merged_4bit import in_4bit, quantization_for
 from convert.model_config import dtype_of, merged_config, read_model_config, ties_embeddings
 from convert.names import file_name
 from convert.peft import open_adapter
+from convert.quantization_config import with_quantization
+from convert.quantized import QuantizedInfo
 from convert.rounding import FLOAT_DTYPES, WEIGHT_DTYPES, cast, merge_linear
 from convert.stream import LazyTensor, Progress
-from convert.tied_head import settle_head
+from convert.tied_head import rows_of, settle_head
 from convert.writer import SHARD_BYTES, write_checkpoint
 
 
@@ -108,7 +111,11 @@ def merge_adapter(
 
 @contextlib.contextmanager
 def plan_merge(
-    base: Path, adapter: Path | None, *, dtype: np.dtype | None = None
+    base: Path,
+    adapter: Path | None,
+    *,
+    dtype: np.dtype | None = None,
+    four_bits: bool = False,
 ) -> Iterator[MergePlan]:
     """Open base and adapter, check that they fit, and say what the merged checkpoint will hold.
 
@@ -116,6 +123,7 @@ def plan_merge(
       base: The base model's folder.
       adapter: The adapter's; None: the base alone.
       dtype: As in `merge_adapter`.
+      four_bits: Write projections in bitsandbytes' 4 bits; see `in_4bit`.
 
     Yields:
       The plan; its tensors can be read while the `with` statement lasts. Only an adapter that
@@ -124,7 +132,7 @@ def plan_merge(
     Raises:
       CheckpointError: a damaged folder, a base quantised otherwise than to 4 bits by bitsandbytes,
         a dtype that no checkpoint has, an adapter whose tensors do not all have their place in the
-        base (see `plan_edits`).
+        base (see `plan_edits`), and what `in_4bit` refuses.
     """
     config = read_model_config(base)
     if dtype is not None and np.dtype(dtype) not in WEIGHT_DTYPES:
@@ -139,7 +147,8 @@ def plan_merge(
         if adapter is not None:
             lora, adapted = open_adapter(adapter)
             stack.enter_context(adapted)
-        weights = DequantizedCheckpoint(stack.enter_context(open_checkpoint(base)))
+        files = stack.enter_context(open_checkpoint(base))
+        weights = DequantizedCheckpoint(files)
         stored = [info.dtype for info in weights.quantized.values()]
         kept = dtype_of(config, stored) if dtype is None else np.dtype(dtype)
         edits: dict[str, Edit] = {}
@@ -150,10 +159,18 @@ def plan_merge(
         untied = False
         if lora is not None and (ties_embeddings(config) or file_name(HEAD, tensors) is None):
             untied = settle_head(tensors, edits, lazy, lora)
+        merged = merged_config(config, kept, untied=untied, rows=rows_of(tensors, weights))
+        if four_bits:
+            merged = with_quantization(merged, quantization_for(config, tensors), kept)
+
+            def dense(info: QuantizedInfo) -> LazyTensor:
+                return _lazy(weights, adapted, info.dtype, info.name, edits.get(info.name))
+
+            tensors = in_4bit(tensors, files, weights.quantized, edits, dense)
         yield MergePlan(
             base=base,
             tensors=tensors,
-            config=merged_config(config, kept, untied=untied),
+            config=merged,
             copied=tuple(companions(base, adapter or base)),
         )
 

@@ -75,7 +75,7 @@ def ties_embeddings(config: Mapping[str, object]) -> bool:
 
 
 def merged_config(
-    config: Mapping[str, object], dtype: np.dtype, *, untied: bool
+    config: Mapping[str, object], dtype: np.dtype, *, untied: bool, rows: int | None = None
 ) -> dict[str, object]:
     """Change a base's config.json into that of the merged model.
 
@@ -83,6 +83,7 @@ def merged_config(
       config: The base's.
       dtype: Of the merged weights, as `dtype` and in the keys of older transformers.
       untied: The merged model has a head of its own.
+      rows: Of its embedding, where tokens were added to the base's; else None.
 
     Returns:
       A new object, without `quantization_config`: merged weights have 16 or 32 bits.
@@ -92,6 +93,12 @@ def merged_config(
         merged["tie_word_embeddings"] = False
         if isinstance(merged.get("text_config"), dict):
             merged["text_config"] = {**merged["text_config"], "tie_word_embeddings": False}
+    if rows is not None:
+        text = merged.get("text_config")
+        if isinstance(text, dict):
+            merged["text_config"] = {**text, "vocab_size": rows}
+        else:
+            merged["vocab_size"] = rows
     return merged
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from convert.adapter_config import AdapterConfig
+from convert.dequantized import DequantizedCheckpoint
 from convert.edits import HEAD, Edit
 from convert.errors import broken
 from convert.names import added_name, file_name
@@ -59,6 +60,33 @@ def settle_head(
         return False
     tensors[held or added_name(HEAD, tensors)] = head
     return True
+
+
+def rows_of(tensors: Mapping[str, LazyTensor], base: DequantizedCheckpoint) -> int | None:
+    """Count the rows of an embedding that has more of them than the base's.
+
+    Args:
+      tensors: Those of the merged model.
+      base: The model's.
+
+    Returns:
+      Rows; None where no tokens were added.
+
+    Raises:
+      CheckpointError: The head has another number of them.
+    """
+    names = [name for name in (file_name(name, tensors) for name in (*_EMBEDDINGS, HEAD)) if name]
+    rows = {name: tensors[name].shape[0] for name in names}
+    if all(name not in base.names or base.info(name).shape[0] == rows[name] for name in names):
+        return None
+    if len(set(rows.values())) > 1:
+        raise broken(
+            "Embedding and head of a model must have a row for each token",
+            got=str(rows),
+            wanted="as many in both",
+            cure="Tokens were added: train embed_tokens and lm_head (modules_to_save).",
+        )
+    return next(iter(rows.values()))
 
 
 def _are_equal(first: LazyTensor, second: LazyTensor) -> bool:

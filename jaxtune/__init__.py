@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jaxtune.generation.streamers import TextStreamer as TextStreamer
     from jaxtune.memory import memory_stats as memory_stats
     from jaxtune.models.precision import is_bfloat16_supported as is_bfloat16_supported
+    from jaxtune.new_tokens import add_new_tokens as add_new_tokens
     from jaxtune.torch_export import to_torch as to_torch
     from jaxtune.training.callbacks import TrainerCallback as TrainerCallback
     from jaxtune.training.collators import DataCollatorForSeq2Seq as DataCollatorForSeq2Seq
@@ -45,6 +46,7 @@ _HOMES = {
     "functional": "jaxtune",
     "is_bfloat16_supported": "jaxtune.models.precision",
     "memory_stats": "jaxtune.memory",
+    "add_new_tokens": "jaxtune.new_tokens",
     "get_chat_template": "jaxtune.chat_templates",
     "standardize_data_formats": "jaxtune.chat_templates",
     "standardize_sharegpt": "jaxtune.chat_templates",
@@ -66,6 +68,7 @@ __all__ = [
     "TrainingArguments",
     "UnslothTrainer",
     "UnslothTrainingArguments",
+    "add_new_tokens",
     "functional",
     "get_chat_template",
     "is_bfloat16_supported",

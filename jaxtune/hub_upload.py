@@ -12,9 +12,10 @@ from jaxtune.gguf_export import save_pretrained_gguf
 from jaxtune.model_card import CARD, is_ours
 from jaxtune.models.decoder import CausalLM
 from jaxtune.models.one_host import check_on_one_host, for_writing
-from jaxtune.saving import save_pretrained, save_pretrained_merged
+from jaxtune.saving import SHARD_BYTES, save_pretrained, save_pretrained_merged
 
 MESSAGE = "Upload a model fine-tuned with jaxtune"
+Save = Callable[[CausalLM, Path], object]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,13 @@ def push_adapter(model: CausalLM, destination: Destination) -> Any:
     return _push(model, destination, save_pretrained)
 
 
-def push_merged(model: CausalLM, destination: Destination, tokenizer: Any, save_method: str) -> Any:
+def push_merged(
+    model: CausalLM,
+    destination: Destination,
+    tokenizer: Any,
+    save_method: str,
+    max_shard_bytes: int = SHARD_BYTES,
+) -> Any:
     """Upload what `save_pretrained_merged` writes, the tokenizer with it.
 
     Args:
@@ -66,6 +73,7 @@ def push_merged(model: CausalLM, destination: Destination, tokenizer: Any, save_
       destination: Of the commit.
       tokenizer: As in `save_pretrained_merged`.
       save_method: Likewise.
+      max_shard_bytes: Likewise.
 
     Returns:
       huggingface_hub's `CommitInfo`.
@@ -77,7 +85,9 @@ def push_merged(model: CausalLM, destination: Destination, tokenizer: Any, save_
     return _push(
         model,
         destination,
-        lambda own, folder: save_pretrained_merged(own, folder, tokenizer, save_method=save_method),
+        lambda own, folder: save_pretrained_merged(
+            own, folder, tokenizer, save_method=save_method, max_shard_bytes=max_shard_bytes
+        ),
         whole=save_method != "lora",
     )
 
@@ -111,22 +121,55 @@ def push_gguf(
     )
 
 
+def saved_and_pushed(
+    model: CausalLM,
+    destination: Destination | None,
+    folder: str | Path,
+    save: Save,
+    *,
+    whole: bool = False,
+) -> None:
+    """Save into a folder of the user's, and upload what was written there.
+
+    Args:
+      model: To save.
+      destination: Of the commit; None: nothing is uploaded.
+      folder: Where `save` writes; other files in it stay here.
+      save: Writes a model into a folder.
+      whole: It writes the frozen weights too.
+
+    Raises:
+      HubUploadError: As `push_adapter`; without a repository to write to nothing is saved either.
+    """
+    if destination is None:
+        save(model, Path(folder))
+    else:
+        _push(model, destination, save, Path(folder), whole=whole)
+
+
+def repository_of(folder: str | Path) -> str:
+    """The repository that scripts mean by a folder to save to: "owner/name", or the last name."""
+    text = str(folder)
+    if text.count("/") == 1 and not text.startswith((".", "~", "/")) and not text.endswith("/"):
+        return text
+    return Path(text).expanduser().resolve().name
+
+
 def _push(
     model: CausalLM,
     destination: Destination,
-    save: Callable[[CausalLM, Path], object],
+    save: Save,
+    folder: Path | None = None,
     *,
     whole: bool = False,
 ) -> Any:
     """Of several processes the first alone talks to the hub; the others get None."""
     with for_writing(model, whole=whole) as own:
-        return None if own is None else _upload(own, destination, save)
+        return None if own is None else _upload(own, destination, save, folder)
 
 
-def _upload(
-    model: CausalLM, destination: Destination, save: Callable[[CausalLM, Path], object]
-) -> Any:
-    """Make the repository, write a folder of its own, upload that, and remove it."""
+def _upload(model: CausalLM, destination: Destination, save: Save, folder: Path | None) -> Any:
+    """Make the repository, write a folder, by default one of its own that goes again, upload it."""
     # huggingface_hub takes 0.2 s to import, and only an upload needs it.
     from huggingface_hub import HfApi
 
@@ -136,8 +179,10 @@ def _upload(
             destination.repo_id, private=destination.private, exist_ok=True
         ).repo_id
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "model"
+        folder = folder or Path(place) / "model"
+        before = _times(folder)
         save(model, folder)
+        written = [name for name, time in _times(folder).items() if before.get(name) != time]
         with _explained(destination):
             left_out = [CARD] if _has_own_card(api, repository, destination, Path(place)) else []
             return api.upload_folder(
@@ -147,8 +192,20 @@ def _upload(
                 commit_description=destination.commit_description,
                 revision=destination.revision,
                 create_pr=destination.create_pr,
+                allow_patterns=[_literal(name) for name in written],
                 ignore_patterns=left_out,
             )
+
+
+def _times(folder: Path) -> dict[str, int]:
+    """When each file of a folder was written, and which it is."""
+    files = folder.iterdir() if folder.is_dir() else ()
+    return {file.name: file.stat().st_mtime_ns for file in files if file.is_file()}
+
+
+def _literal(name: str) -> str:
+    """The pattern that matches a file's name alone."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
 def _token(destination: Destination) -> str:

@@ -160,6 +160,8 @@ def _loading(model: CausalLM) -> str:
     name = json.dumps(base)  # quoted, whatever a folder is called
     loading = f"base = AutoModelForCausalLM.from_pretrained({name})"
     imported, note = "AutoModelForCausalLM", ""
+    rows = model.carried.vocabulary
+    grown = "" if rows is None else f"\nbase.resize_token_embeddings({rows})"
     if changes:
         imported = "AutoConfig, AutoModelForCausalLM"
         loading = "\n".join(
@@ -179,7 +181,7 @@ def _loading(model: CausalLM) -> str:
 from peft import PeftModel
 from transformers import {imported}
 
-{loading}
+{loading}{grown}
 model = PeftModel.from_pretrained(base, "path/to/this/folder")
 ```
 {note}"""

@@ -1,8 +1,7 @@
 """What the library says to a person beside a run's own log."""
 
-from tqdm.auto import tqdm
-
 from jaxtune import processes
+from jaxtune.console import say_above_bars
 
 
 def tell(line: str) -> None:
@@ -12,4 +11,4 @@ def tell(line: str) -> None:
       line: Without its end.
     """
     if processes.is_first():
-        tqdm.write(line)
+        say_above_bars(line)

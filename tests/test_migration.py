@@ -166,9 +166,10 @@ def no_fast_generate(folder: Path) -> None:
     assert not hasattr(load(folder), "fast_generate")
 
 
-def no_new_tokens(folder: Path) -> None:
-    absent("add_new_tokens")(folder)
+def no_resizing(folder: Path) -> None:
     refused(resize_model_vocab=64)(folder)
+    assert not hasattr(load(folder), "resize_token_embeddings")
+    assert jaxtune.add_new_tokens
 
 
 def no_loss_function(_: Path) -> None:
@@ -260,7 +261,7 @@ CHECKS: dict[str, Callable[[Path], None] | str] = {
     "`trust_remote_code=True`": refused(trust_remote_code=True),
     '`loftq_config={"bits": 4}`, `init_lora_weights="pissa"`': lora_options,
     "`q_galore_config`": refused(jaxtune.UnslothTrainingArguments, q_galore_config="galore"),
-    "`add_new_tokens`, `resize_model_vocab`": no_new_tokens,
+    "`resize_model_vocab`, `resize_token_embeddings`": no_resizing,
     "`auto_find_batch_size=True`": refused(SFTConfig, ValueError, auto_find_batch_size=True),
     "`deepspeed`, `fsdp`": refused(SFTConfig, ValueError, deepspeed="zero.json", fsdp="full_shard"),
     "`push_to_hub=True` of the options": refused(SFTConfig, ValueError, push_to_hub=True),

@@ -21,6 +21,8 @@ from jaxtune.errors import IncompatibleCheckpointError
 from jaxtune.layers.linear import LoraSpec
 from jaxtune.models.build import freeze
 from jaxtune.models.decoder import CausalLM
+from jaxtune.models.vocabulary import grow_vocabulary
+from jaxtune.notes import tell
 
 Path = tuple[str, ...]
 
@@ -58,6 +60,7 @@ def attach_adapter(model: CausalLM, adapter: Adapter) -> AdapterConfig:
     Raises:
       IncompatibleCheckpointError: A tensor has no place in the model, or another shape.
     """
+    _make_room(model, adapter)
     parts = _take_apart(model, adapter)
     check_whole([place for place in places(model) if place.path in parts.weights])
     if parts.biases:
@@ -80,6 +83,20 @@ def attach_adapter(model: CausalLM, adapter: Adapter) -> AdapterConfig:
         if place.path in parts.biases:
             place.module.bias.set_value(jnp.array(parts.biases[place.path], jnp.float32))
     return _plain_config(model, adapter.config, parts)
+
+
+def _make_room(model: CausalLM, adapter: Adapter) -> None:
+    """Give the base rows for tokens that the adapter's embedding or head has beyond it."""
+    held = [adapter.tensors.get(name) for name in (_embedding_name(model), HEAD)]
+    width = model.config.hidden_size
+    sizes = {len(rows) for rows in held if rows is not None and rows.shape[1:] == (width,)}
+    size = max(sizes, default=0)
+    if size > model.config.vocab_size:
+        tell(
+            f"jaxtune: the adapter's vocabulary has {size:,} rows, the base's "
+            f"{model.config.vocab_size:,}; tokens were added to it."
+        )
+        grow_vocabulary(model, size)
 
 
 def _plain_config(model: CausalLM, config: AdapterConfig, parts: _Parts) -> AdapterConfig:

@@ -43,6 +43,7 @@ def create_adapter(model: CausalLM, request: AdapterConfig, *, seed: int) -> Ada
     )
     whole = select_whole(model, request.modules_to_save or ())
     check_whole(whole)
+    _check_new_rows(model, whole)
     trained_whole = {name for place in whole for name in place.names}
     # As in PEFT, what is trained whole gets no LoRA.
     names = [name for name in names if name not in trained_whole]
@@ -61,6 +62,17 @@ def create_adapter(model: CausalLM, request: AdapterConfig, *, seed: int) -> Ada
     if request.bias != "none" and not train_biases(model, request.bias):
         warnings.warn(f"bias={request.bias!r}: no such bias in this model", stacklevel=4)
     return _written(model, request, names, whole)
+
+
+def _check_new_rows(model: CausalLM, whole: Sequence[Place]) -> None:
+    """Refuse an adapter that would lack the rows of tokens that were added."""
+    trained = {place.path[-1] for place in whole}
+    wanted = ["embed_tokens", *([] if model.config.tie_word_embeddings else ["lm_head"])]
+    if model.carried.vocabulary is not None and not trained.issuperset(wanted):
+        raise ValueError(
+            "an adapter over added tokens must hold their rows; got `modules_to_save` without "
+            f"{[name for name in wanted if name not in trained]}. Pass modules_to_save={wanted}."
+        )
 
 
 def with_whole_targets(request: AdapterConfig) -> AdapterConfig:

@@ -19,6 +19,7 @@ from jaxtune.cli.doctor_options import Doctor
 from jaxtune.cli.export_options import Export
 from jaxtune.cli.train_options import Train
 from jaxtune.cli.training_fields import registry
+from jaxtune.console import fitted
 from jaxtune.plan.options import PlanRequest
 from jaxtune.quickstart.options import Quickstart
 
@@ -30,7 +31,8 @@ Start here, without network, GPU or arguments:
 Then a model and rows of your own, one {"text": "..."} a line:
     jaxtune quickstart --model HuggingFaceTB/SmolLM2-135M --dataset rows.jsonl
 
-`jaxtune COMMAND --help` says what each command does and what its options are.
+`jaxtune COMMAND --help` says what a command does, and what its options are.
+
 If something does not work, begin with `jaxtune doctor`."""
 
 # Name of the command: its options, and the module whose `run(options) -> exit status` serves it.
@@ -39,9 +41,9 @@ COMMANDS = {
     "train": (Train, "jaxtune.cli.train"),
     "chat": (Chat, "jaxtune.cli.chat"),
     "export": (Export, "jaxtune.cli.export"),
-    "doctor": (Doctor, "jaxtune.cli.doctor"),
-    "bench": (Bench, "jaxtune.bench.run"),
     "plan": (PlanRequest, "jaxtune.plan.run"),
+    "bench": (Bench, "jaxtune.bench.run"),
+    "doctor": (Doctor, "jaxtune.cli.doctor"),
 }
 COMPLETION = "--tyro-"  # of tyro's options that write completion scripts
 WRONG_REQUEST = 2
@@ -106,5 +108,5 @@ def _named(kind: type) -> type:
 
 def _end(message: str, status: int) -> int:
     """Say why the program ends, below whatever bar stands on the terminal."""
-    sys.stderr.write(f"\njaxtune: {message}\n")
+    sys.stderr.write(fitted(f"\njaxtune: {message}\n", sys.stderr))
     return status

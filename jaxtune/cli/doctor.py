@@ -1,5 +1,7 @@
 """`jaxtune doctor`: what this machine will do, what is wrong, and what to do about it."""
 
+import sys
+
 from jaxtune.cli.doctor_device import device_findings, kernel_findings
 from jaxtune.cli.doctor_install import (
     cache_findings,
@@ -9,7 +11,7 @@ from jaxtune.cli.doctor_install import (
 )
 from jaxtune.cli.doctor_options import Doctor
 from jaxtune.cli.finding import Finding, broken
-from jaxtune.console import say
+from jaxtune.console import columns, say
 from jaxtune.machine import Machine, probe
 
 UNSET = "Unset JAX_PLATFORMS, and JAX takes what there is"
@@ -25,7 +27,7 @@ def run(_: Doctor) -> int:
     for title, findings in _sections():
         say(title)
         for finding in findings:
-            say(*finding.lines())
+            say(*finding.lines(columns(sys.stdout)))
         say("")
         failing += [finding for finding in findings if finding.state == "broken"]
     if not failing:
@@ -33,7 +35,7 @@ def run(_: Doctor) -> int:
         return 0
     say(f"{len(failing)} broken:")
     for finding in failing:
-        say(*finding.lines())
+        say(*finding.lines(columns(sys.stdout)))
     return 1
 
 

@@ -1,4 +1,4 @@
-"""`jaxtune export`: adapters for those who do not use JAX, by `convert`; 4 bits by jaxtune."""
+"""`jaxtune export`: adapters for those who do not use JAX, by `convert`."""
 
 import argparse
 import functools
@@ -13,7 +13,6 @@ from jaxtune.console import say
 from jaxtune.models.hub import resolve_folder
 
 ADAPTER_FILE = "adapter_config.json"
-FOUR_BITS = "merged-4bit"
 
 
 def run(options: Export) -> int:
@@ -46,17 +45,6 @@ def run(options: Export) -> int:
 
 def _export(options: Export) -> None:
     base = _base(options)
-    if options.target == FOUR_BITS:
-        # Quantising is JAX's work; the other targets do without it.
-        from jaxtune.cli.loading import load
-
-        model, tokenizer = load(str(options.source), base)
-        model.save_pretrained_merged(options.out, tokenizer, save_method="merged_4bit")
-        say(
-            f"Wrote {options.out}. Load it, with bitsandbytes installed, by "
-            f"transformers.AutoModelForCausalLM.from_pretrained({str(options.out)!r})."
-        )
-        return
     request = argparse.Namespace(
         src=options.source,
         out=options.out,

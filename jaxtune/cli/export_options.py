@@ -11,7 +11,7 @@ Target = Literal["peft", "merged", "merged-4bit", "gguf"]
 READS = {
     "peft": (),
     "merged": ("base", "dtype"),
-    "merged-4bit": ("base",),
+    "merged-4bit": ("base", "dtype"),
     "gguf": ("base", "method"),
 }
 
@@ -32,10 +32,12 @@ class Export:
 
     Attributes:
       target: peft, merged, merged-4bit or gguf.
-      source: Folder of an adapter or of a checkpoint of a run; for gguf also of a full model.
+      source: Folder of an adapter or of a checkpoint of a run; for gguf and
+        merged-4bit also of a full model.
       out: Folder to write; nothing is left half-written there.
       base: Folder or hub id of the adapter's base; by default the one that the adapter names.
-      dtype: Of the merged weights: bfloat16, float16 or float32; by default as the base's.
+      dtype: Of the merged weights (merged-4bit: of those that stay dense): bfloat16, float16 or
+        float32; by default as the base's.
       method: For gguf: f32, f16, bf16 or q8_0; several make several files. By default q8_0.
     """
 

@@ -23,10 +23,11 @@ class Finding:
     text: str
     cure: str = ""
 
-    def lines(self) -> list[str]:
-        """The lines that are printed."""
+    def lines(self, columns: int | None = None) -> list[str]:
+        """The lines that are printed; `columns`: of the terminal, if there is one."""
+        width = WIDTH if columns is None else min(WIDTH, columns)
         mark = f"{MARKS[self.state]:<8}"
-        found = textwrap.wrap(self.text, WIDTH, initial_indent=mark, subsequent_indent=_INDENT)
+        found = textwrap.wrap(self.text, width, initial_indent=mark, subsequent_indent=_INDENT)
         if self.cure:
             # Commands are copied from here: no line of one may be broken.
             found.append(f"{_INDENT}-> {self.cure}")

@@ -17,6 +17,8 @@ from jaxtune.console import say
 from jaxtune.errors import NonFiniteLossError
 from jaxtune.language_model import LanguageModel
 from jaxtune.machine import first_line, probe
+from jaxtune.optim.registry import create_optimizer
+from jaxtune.optim.schedules import create_schedule
 from jaxtune.training.resume import find_checkpoint
 
 NO_MEMORY = "RESOURCE_EXHAUSTED"
@@ -48,6 +50,7 @@ def _run(options: Train) -> int:
     """What `run` does once the processes have met; the first one alone prints."""
     output = Path(options.args.output_dir or "")
     check_writable(output, "--output-dir")
+    _check_names(options)
     resumed: Any = options.resume_from_checkpoint
     resumed = True if resumed == LAST else resumed
     find_checkpoint(resumed, output)
@@ -88,6 +91,13 @@ def _join(options: Train) -> None:
         ) from error
     # JAX takes SIGTERM for a notice of its own, after which it would not end this program.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _check_names(options: Train) -> None:
+    """Refuse an optimizer or a schedule that there is none of, before a model is loaded for it."""
+    args = options.args
+    create_schedule(args.lr_scheduler_type, args.learning_rate, 0, 1, args.lr_scheduler_kwargs)
+    create_optimizer(args.optim, lambda _: args.learning_rate)
 
 
 def _rows(options: Train) -> tuple[Any, Any]:
@@ -198,10 +208,10 @@ def _named(choice: str) -> bool | str:
 def _what_next(output: Path) -> list[str]:
     """What can be done with the folder."""
     if not (output / ADAPTER_FILE).is_file():
-        return [f"The model is in {output}/.", f"  jaxtune chat {output}"]
+        return [f"The model is in {output}/.", f"    jaxtune chat {output}"]
     return [
         f"The adapter is in {output}/. Now, for example:",
-        f"  jaxtune chat {output}",
-        f"  jaxtune export merged {output} merged",
-        f'  peft.PeftModel.from_pretrained(base, "{output}")   # in Python, with PyTorch',
+        f"    jaxtune chat {output}",
+        f"    jaxtune export merged {output} merged",
+        f'    peft.PeftModel.from_pretrained(base, "{output}")   # in Python, with PyTorch',
     ]

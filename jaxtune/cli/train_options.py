@@ -20,7 +20,7 @@ class Train:
     """Fine-tune a model on your rows with LoRA, and write the adapter.
 
     Rows are texts, chats, prompts with completions, or token ids:
-      jaxtune train --model unsloth/Llama-3.2-1B-Instruct --dataset chats.jsonl --max-steps 60
+      jaxtune train --model unsloth/Llama-3.2-1B-Instruct --dataset chats.jsonl
 
     Options can stand in a file, and those given here win:
       jaxtune train --config run.yaml --learning-rate 1e-4

@@ -1,15 +1,7 @@
-"""An argument that does not exist: say which do, and what stands in its place."""
+"""What transformers' `generate` takes besides: what changes nothing, and what to do instead."""
 
-import difflib
-import functools
-import inspect
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-# What transformers' `generate` takes besides, and what to do instead.
 INSTEAD = {
     "inputs": "Pass input_ids.",
     "max_length": "Pass max_new_tokens, which counts new tokens alone.",
@@ -21,31 +13,28 @@ INSTEAD = {
     "stopping_criteria": "Pass eos_token_id or stop_strings.",
     "token_type_ids": "The models here have none: pass input_ids and attention_mask alone.",
     "stop": "Pass stop_strings.",
+    "logits_processor": "Pass temperature, top_k, top_p, min_p or repetition_penalty.",
+    "return_dict_in_generate": "The tokens alone are returned: leave it out.",
 }
 
-
-def explained(function: Callable[P, R]) -> Callable[P, R]:
-    """Make a call with an unknown argument fail with what is wanted.
-
-    Args:
-      function: Any.
-
-    Returns:
-      The same function, otherwise.
-    """
-    names = list(inspect.signature(function).parameters)
-
-    @functools.wraps(function)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        for name in kwargs:
-            if name not in names:
-                near = difflib.get_close_matches(name, names, n=1)
-                advice = INSTEAD.get(name) or (
-                    f"Did you mean {near[0]}?" if near else "Leave it out."
-                )
-                raise TypeError(
-                    f"`{function.__name__}` takes {', '.join(names[1:])}; got {name!r}. {advice}"
-                )
-        return function(*args, **kwargs)
-
-    return checked
+# Values that ask for what is done anyway.
+NEUTRAL: dict[str, tuple[Any, ...] | None] = {
+    "max_length": (None,),
+    "generation_config": (None,),
+    "num_beams": (1, None),
+    "num_beam_groups": (1, None),
+    "length_penalty": (1.0, None),
+    "early_stopping": (False, None),
+    "min_new_tokens": (0, None),
+    "min_length": (0, None),
+    "no_repeat_ngram_size": (0, None),
+    "typical_p": (1.0, None),
+    "stopping_criteria": (None,),
+    "logits_processor": (None,),
+    "return_dict_in_generate": (False, None),
+    "output_scores": (False, None),
+    "output_logits": (False, None),
+    "output_attentions": (False, None),
+    "output_hidden_states": (False, None),
+    "synced_gpus": (False, None),
+}

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from jaxtune.generation.arguments import explained
+from jaxtune.generation.arguments import INSTEAD, NEUTRAL
 from jaxtune.generation.decode import CHUNK, Rules, decode, prefill
 from jaxtune.generation.prompts import Prompts, bucket, prepare_prompts
 from jaxtune.generation.settings import (
@@ -20,11 +20,12 @@ from jaxtune.generation.stop_strings import stop_table
 from jaxtune.generation.streamers import Streamer, check_streamer
 from jaxtune.layers.host_memory import on_device
 from jaxtune.models.decoder import CausalLM
+from jaxtune.script_calls import explained
 
 STOPS = 8  # ids that end a row are padded to a multiple, so that their number compiles nothing
 
 
-@explained
+@explained(INSTEAD, NEUTRAL)
 def generate(  # noqa: PLR0913  transformers' face: scripts written for it pass these names.
     model: CausalLM,
     input_ids: Any,
@@ -55,7 +56,7 @@ def generate(  # noqa: PLR0913  transformers' face: scripts written for it pass 
     Args:
       model: With or without adapters, at any moment of a training run.
       input_ids: Prompts, [B, P], in any array type or nested lists; padded on either side with
-        `attention_mask`, or lists of unequal length.
+        `attention_mask`, or lists of unequal length; or what a tokenizer returned, with both.
       attention_mask: 1 for tokens, 0 for padding, [B, P]; None: all are tokens.
       max_new_tokens: Upper bound, tokens.
       do_sample: Draw tokens; False takes the likeliest.

@@ -49,7 +49,8 @@ def prepare_prompts(
     Padding is what `attention_mask` says, on either side; never a token's value.
 
     Args:
-      input_ids: [B, P] integers (NumPy, JAX, torch, nested lists), or rows of unequal length.
+      input_ids: [B, P] integers (NumPy, JAX, torch, nested lists), or rows of unequal length, or
+        a tokenizer's mapping.
       attention_mask: [B, P], 1 for tokens; None: all are tokens.
       pad_token_id: Fills the block.
       vocab_size: V.
@@ -58,7 +59,7 @@ def prepare_prompts(
       The block; W is the bucket of the longest prompt.
 
     Raises:
-      TypeError: A mapping, or no integers.
+      TypeError: A mapping without input_ids, or no integers.
       ValueError: Not two-dimensional, an empty prompt, or an id outside the vocabulary.
     """
     rows, given = _rows(input_ids, attention_mask, pad_token_id)
@@ -89,11 +90,16 @@ def _rows(
     input_ids: Any, attention_mask: Any, pad_token_id: int
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """The tokens of each row, and a rectangular form of the input."""
-    if isinstance(input_ids, Mapping):
-        raise TypeError(
-            "`input_ids` must be token ids; got a mapping with "
-            f"{sorted(input_ids)}. Unpack it: generate(**inputs)."
-        )
+    if isinstance(input_ids, Mapping):  # a tokenizer's, or a chat template's of transformers 5
+        if "input_ids" not in input_ids or attention_mask is not None:
+            raise TypeError(
+                "a mapping must hold input_ids, and attention_mask where it needs one; got "
+                f"{sorted(input_ids)}{' and attention_mask' * (attention_mask is not None)}. "
+                "Pass what the tokenizer returned, alone."
+            )
+        input_ids, attention_mask = input_ids["input_ids"], input_ids.get("attention_mask")
+        if _is_ragged(input_ids):
+            attention_mask = None  # of a tokenizer that did not pad, it is all ones
     if _is_ragged(input_ids):
         if attention_mask is not None:
             raise ValueError(

@@ -22,6 +22,7 @@ class Carried:
       folder: Where its files lie; None for a model without files.
       base_changes: Values of `hf_config` that loading changed, such as a stretched range; whoever
         uses the adapter elsewhere must load the base with them.
+      vocabulary: Rows of the embedding, where tokens were added to the base's; else None.
       max_seq_length: Longest row in tokens that training will make; None: the model's range.
       adapter: Settings of the attached adapter, as written to `adapter_config.json`.
       adapter_request: What `get_peft_model` was asked for; None for an adapter that was read.
@@ -41,6 +42,7 @@ class Carried:
     config_json: dict[str, Any] | None = None
     folder: Path | None = None
     base_changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    vocabulary: int | None = None
     max_seq_length: int | None = None
     adapter: Any = None
     adapter_request: Any = None

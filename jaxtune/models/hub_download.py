@@ -203,8 +203,8 @@ class _Source:
         if self.revision is not None:
             at, option = f" at revision {self.revision!r}", f" --revision {self.revision}"
         return (
-            "a model that is not downloaded now must be in the hub's cache; got "
-            f"`{self.name}`{at}, of which {constants.HF_HUB_CACHE} holds no whole copy, and "
-            f"{reason}; wanted a whole copy or the network. Where there is a network, run "
-            f"`hf download {self.name}{option}` or load the model once, then try again."
+            "a model that is not downloaded now must be a folder, or in the hub's cache; got "
+            f"`{self.name}`{at}; there is no such folder, {constants.HF_HUB_CACHE} holds no whole "
+            f"copy, and {reason}; wanted a whole copy or the network. Where there is a network, "
+            f"run `hf download {self.name}{option}` or load the model once, then try again."
         )

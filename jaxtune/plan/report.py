@@ -8,7 +8,9 @@ from jaxtune.plan.cards import Card
 from jaxtune.plan.options import PlanRequest
 
 GIB = 2**30
+HEADING = "at the worst moment"
 BAR = 40
+BESIDE = 59  # characters of a row without its bar
 NEARLY_ALL = 0.9
 # A letter a part of the bar.
 LETTERS = {"weights": "W", "LoRA": "L", "states": "S", "activations": "A", "logits": "V"}
@@ -50,7 +52,12 @@ class Row:
 
 
 def lines(
-    options: PlanRequest, config: DecoderConfig, card: Card, limit: float, rows: Sequence[Row]
+    options: PlanRequest,
+    config: DecoderConfig,
+    card: Card,
+    limit: float,
+    rows: Sequence[Row],
+    length: int = BAR,
 ) -> Iterator[str]:
     """The table in words.
 
@@ -60,6 +67,7 @@ def lines(
       card: The GPU.
       limit: Bytes that may be used of it.
       rows: One a plan, the fastest first.
+      length: Of a bar, in characters.
 
     Yields:
       Lines without their ends.
@@ -72,15 +80,15 @@ def lines(
     )
     yield f"{card.name}: JAX takes {share} of it, which leaves a step {limit / GIB:.1f} GiB"
     yield ""
-    scale = max(row.peak for row in rows) / BAR
+    scale = max(row.peak for row in rows) / length
     yield (
-        f"{'plan':<10}{'GiB':>6}  {'at the worst moment':<{BAR}}{'ms a step':>11}  {'fits':<4}"
+        f"{'plan':<10}{'GiB':>6}  {HEADING:<{length}}{'ms a step':>11}  {'fits':<4}"
         f"{'most rows':>11}{'most tokens':>13}"
     )
     for row in rows:
         time = "-" if row.milliseconds is None else f"{row.milliseconds:,.0f}"
         yield (
-            f"{row.plan:<10}{_gib(row.peak):>6}  {bar(row, limit, scale)}{time:>11}  "
+            f"{row.plan:<10}{_gib(row.peak):>6}  {bar(row, limit, scale, length)}{time:>11}  "
             f"{'yes' if row.fits else 'no':<4}{row.largest_batch:>11,}{row.longest_row:>13,}"
         )
     yield ""
@@ -109,15 +117,20 @@ def _gib(size: float) -> str:
     return f"{size / GIB:.1f}" if size >= GIB else f"{size / GIB:.2g}"
 
 
-def bar(row: Row, limit: float, scale: float) -> str:
+def bar_length(columns: int | None) -> int:
+    """The length of a bar for which a row fits a terminal; `None` columns are no terminal."""
+    return BAR if columns is None else min(BAR, max(len(HEADING), columns - BESIDE))
+
+
+def bar(row: Row, limit: float, scale: float, length: int = BAR) -> str:
     """A letter for each `scale` bytes, and where the limit is if that is not beyond."""
     filled, text = 0.0, ""
     for part, size in row.parts.items():
         filled += size
         text += LETTERS[part] * (round(filled / scale) - len(text))
-    text = f"{text:<{BAR}}"
+    text = f"{text:<{length}}"
     at = int(limit / scale)
-    return f"{text[:at]}|{text[at + 1 :]}" if at < BAR else text
+    return f"{text[:at]}|{text[at + 1 :]}" if at < length else text
 
 
 def _advice(options: PlanRequest, card: Card, rows: Sequence[Row]) -> Iterator[str]:
@@ -139,5 +152,5 @@ def _advice(options: PlanRequest, card: Card, rows: Sequence[Row]) -> Iterator[s
     if card.flops is None:
         yield "Times need a card's name: --gpu t4, l4, a100, h100 or h200."
         return
-    yield "Bytes are within 5 % of three peaks measured on an H200, and predicted elsewhere. Times"
-    yield "are scaled from steps measured there by this card's rates: `jaxtune bench` measures one."
+    yield "Bytes are within 5 % of three peaks measured on an H200, and predicted elsewhere."
+    yield "Times are scaled from steps there by this card's rates; `jaxtune bench` measures one."

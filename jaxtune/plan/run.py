@@ -1,6 +1,7 @@
 """`jaxtune plan`: build the model without its weights, count bytes and milliseconds, print them."""
 
 import math
+import sys
 from collections.abc import Iterator
 from typing import get_args
 
@@ -11,14 +12,14 @@ from jaxtune.adapters.targets import PROJECTIONS
 from jaxtune.bench.setup import make_optimizer
 from jaxtune.bench.subject import Subject, check_length, find_subject
 from jaxtune.config import Remat
-from jaxtune.console import say
+from jaxtune.console import columns, say
 from jaxtune.models.build import build
 from jaxtune.models.decoder import CausalLM
 from jaxtune.models.placement import mesh_of_sizes
 from jaxtune.plan.cards import Card, card_of
 from jaxtune.plan.mesh_report import compiled_lines, wire_lines
 from jaxtune.plan.options import PlanRequest
-from jaxtune.plan.report import Row, lines
+from jaxtune.plan.report import Row, bar_length, lines
 from jaxtune.plan.simulation import simulate
 from jaxtune.plan.speed import milliseconds
 from jaxtune.plan.spread import mesh_without_devices, received, spread_over
@@ -47,7 +48,9 @@ def run(options: PlanRequest) -> int:
     subject = find_subject(options.model)
     check_length(subject, options.length, packing=False)
     limit = USABLE * options.memory_fraction * card.memory
-    say(*lines(options, subject.config, card, limit, rows_of(options, subject, card, limit)))
+    rows = rows_of(options, subject, card, limit)
+    length = bar_length(columns(sys.stdout))
+    say(*lines(options, subject.config, card, limit, rows, length))
     if options.mesh is not None:
         say("", *mesh_lines(options, subject, card))
     return 0

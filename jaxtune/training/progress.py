@@ -6,7 +6,13 @@ import time
 from tqdm.auto import tqdm
 
 from jaxtune import processes
+from jaxtune.console import say_above_bars
 from jaxtune.memory import GIB, peak_memory
+
+# tqdm's own without what its words repeat, so that loss, tokens a second and memory fit 80 columns.
+BAR = "step {n_fmt}/{total_fmt} |{bar}| {elapsed}<{remaining}, {rate_fmt}{postfix}"
+# Seconds between two drawings: on a terminal, and in the file of a batch job.
+INTERVAL, LOG_INTERVAL = 0.1, 10.0
 
 
 def in_notebook() -> bool:
@@ -46,6 +52,9 @@ class Progress:
             unit="step",
             disable=self.silent or in_notebook(),
             postfix="compiling the first step",
+            bar_format=BAR,
+            dynamic_ncols=True,
+            mininterval=INTERVAL if sys.stderr.isatty() else LOG_INTERVAL,
         )
 
     def step(self, tokens: int) -> None:
@@ -78,7 +87,7 @@ class Progress:
     def write(self, line: str) -> None:
         """Print a line above the bar."""
         if not self.silent:
-            tqdm.write(line)
+            say_above_bars(line)
 
     def close(self) -> None:
         """Leave the bar as it stands."""

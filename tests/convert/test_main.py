@@ -153,11 +153,3 @@ def test_a_command_that_is_not_understood_is_status_2(capsys, arguments):
         main(arguments)
     assert caught.value.code == 2
     assert "usage:" in capsys.readouterr().err
-
-
-def test_merged_4bit_says_what_writes_it(tmp_path, trained, capsys):
-    assert main(["merged-4bit", str(trained.adapter), str(tmp_path / "out")]) == 2
-    said = capsys.readouterr().err
-    assert "must be written by jaxtune" in said
-    assert f"save_pretrained_merged('{tmp_path / 'out'}', save_method=\"merged_4bit\")" in said
-    assert not (tmp_path / "out").exists()

@@ -123,7 +123,7 @@ def test_wrong_names_of_methods_are_refused_before_anything_is_written(
     ours: LanguageModel, tmp_path: Path
 ) -> None:
     for method in ("8bit", "q4_k_m", ["f16", "q9"]):
-        with pytest.raises(CheckpointError, match="`quantization_method` must be one"):
+        with pytest.raises(CheckpointError, match="quantization method must be one"):
             ours.save_pretrained_gguf(tmp_path / "out", quantization_method=method)
     with pytest.raises(ValueError, match="`save_method` must be"):
         ours.save_pretrained_merged(tmp_path / "out", save_method="merged_8bit")

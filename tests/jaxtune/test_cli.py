@@ -66,7 +66,7 @@ def test_the_default_numbers_of_steps_are_those_of_the_help():
 def test_only_commands_that_exist_are_listed(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
-    listed = "jaxtune [-h] {quickstart,train,chat,export,doctor,bench,plan}\n"
+    listed = "jaxtune [-h] {quickstart,train,chat,export,plan,bench,doctor}\n"
     assert listed in capsys.readouterr().out
     for _, module in cli.COMMANDS.values():
         assert importlib.util.find_spec(module) is not None

@@ -208,7 +208,7 @@ def test_the_command_line_writes_the_same_file(
     [
         ("q4_k_m", r"llama-quantize .*base\.BF16\.gguf .*base\.Q4_K_M\.gguf Q4_K_M"),
         (["f16", "quantized"], r"llama-quantize .*base\.BF16\.gguf .* Q4_K_M"),
-        ("int8", "`quantization_method` must be one that is written here; got 'int8'"),
+        ("int8", "quantization method must be one that is written here; got 'int8'"),
         ([], "got 'nothing'"),
     ],
 )

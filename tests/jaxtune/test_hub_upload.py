@@ -13,6 +13,7 @@ import pytest
 from convert import CheckpointError
 from jaxtune import FastLanguageModel
 from jaxtune.errors import HubUploadError
+from jaxtune.hub_upload import repository_of
 from jaxtune.language_model import LanguageModel
 from tests.fake_hub import FakeHub
 from tests.families import VARIANTS
@@ -84,6 +85,50 @@ def test_a_merged_model_goes_with_its_tokenizer_and_a_gguf_file_too(
     ours.push_to_hub_gguf(NAME, quantization_method=["f16", "q8_0"], token=TOKEN)
     assert {"base.F16.gguf", "base.Q8_0.gguf", *held} == set(writable.files(NAME))
     assert len(writable.messages) == 2
+
+
+def test_saving_uploads_what_it_wrote_and_nothing_else(
+    ours: LanguageModel, writable: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("owner/mine").mkdir(parents=True)
+    Path("owner/mine/secret.txt").write_text("of mine")
+    options = {"push_to_hub": True, "token": TOKEN, "private": True}
+    ours.save_pretrained("owner/mine", **options)
+    wanted = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    assert set(writable.files(NAME)) == wanted
+    assert {path.name for path in Path("owner/mine").iterdir()} == {*wanted, "secret.txt"}
+    assert writable.is_private(NAME)
+    # A path's last part; positional, as Unsloth's signature has them.
+    merged = (tmp_path / "mine", word_tokenizer(), "merged_16bit", True, TOKEN)
+    ours.save_pretrained_merged(*merged, max_shard_size="20KB")
+    assert "model.safetensors.index.json" in writable.files(NAME)
+    assert (tmp_path / "mine" / "config.json").is_file()
+    files = ours.save_pretrained_gguf("mine", quantization_method="f16", **options)
+    assert files[0].name in writable.files(NAME)
+    assert files[0].is_file()
+
+
+@pytest.mark.usefixtures("hub")
+def test_without_a_token_nothing_is_saved_either(ours: LanguageModel, tmp_path: Path) -> None:
+    with pytest.raises(HubUploadError, match="got none for `mine`"):
+        ours.save_pretrained(tmp_path / "mine", push_to_hub=True)
+    assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("owner/mine", "owner/mine"),
+        ("mine", "mine"),
+        ("./mine", "mine"),
+        ("/a/b/mine", "mine"),
+        (Path("a/b/mine"), "mine"),
+        ("mine/", "mine"),
+    ],
+)
+def test_the_repository_of_a_folder(folder: str | Path, name: str) -> None:
+    assert repository_of(folder) == name
 
 
 def test_a_pull_request_leaves_the_branch(ours: LanguageModel, writable: FakeHub) -> None:

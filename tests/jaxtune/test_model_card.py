@@ -101,7 +101,7 @@ def test_a_trained_adapters_card_has_the_runs_numbers(tmp_path: Path) -> None:
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
-    monkeypatch.setattr("jaxtune.verification.tqdm.write", lines.append)
+    monkeypatch.setattr("jaxtune.verification.tell", lines.append)
     return lines
 
 

@@ -79,7 +79,7 @@ def test_merged_tensors_are_rounded_once_and_transformers_agrees(
     oracle = oracle_of(variant, folder)
     ours = load_adapted(oracle.adapter_folder)
     out = tmp_path / "merged"
-    ours.save_pretrained_merged(out, word_tokenizer(), "merged_16bit", max_shard_bytes=20_000)
+    ours.save_pretrained_merged(out, word_tokenizer(), "merged_16bit", max_shard_size="20KB")
     written, exact = read(out), merged_by_torch(oracle)
     file_names = set(read(oracle.folder))
     assert set(written) == file_names  # the folder's own names, vision part and tie included

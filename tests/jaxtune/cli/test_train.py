@@ -167,6 +167,14 @@ def test_options_that_do_not_serve(capsys, request_, option, value, said):
     assert said in refused(capsys, {**request_, option: value})
 
 
+@pytest.mark.parametrize("option", ["optim", "lr-scheduler-type"])
+def test_wrong_names_are_told_before_a_model_is_loaded(capsys, request_, monkeypatch, option):
+    monkeypatch.setattr(train, "_model", lambda _: pytest.fail("a model was loaded"))
+    words = [word for name, value in request_.items() for word in (f"--{name}", value)]
+    assert cli.main(["train", *words, f"--{option}", "nonsense"]) == cli.WRONG_REQUEST
+    assert f"`{option.replace('-', '_')}` must be one of" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [

@@ -85,8 +85,10 @@ def test_the_call_refuses(model: LanguageModel) -> None:
         model.generate(prompt, streamer=print)
     with pytest.raises(TypeError, match=r"needs the tokenizer.*Pass tokenizer="):
         model.generate(prompt, stop_strings="a")
-    with pytest.raises(TypeError, match=r"a mapping with \['input_ids'\]. Unpack it"):
-        model.generate({"input_ids": prompt})
+    with pytest.raises(TypeError, match=r"must hold input_ids, .* got \['ids'\]. Pass what"):
+        model.generate({"ids": prompt})
+    with pytest.raises(TypeError, match=r"got \['input_ids'\] and attention_mask"):
+        model.generate({"input_ids": prompt}, [[1, 1]])
     with pytest.raises(
         ValueError, match=r"got 300 \+ 20. Shorten the prompt, or load .*seq_length.$"
     ):
@@ -110,6 +112,25 @@ def test_the_call_refuses(model: LanguageModel) -> None:
 def test_an_unknown_argument_is_explained(model: LanguageModel, name: str, advice: str) -> None:
     with pytest.raises(TypeError, match=advice):
         model.generate([[1, 5]], **{name: 4})
+
+
+def test_others_arguments_are_taken_where_they_change_nothing(model: LanguageModel) -> None:
+    prompt = np.array([[1, 5], [7, 9]])
+    wanted = model.generate(prompt, max_new_tokens=3)
+    got = model.generate(prompt, max_new_tokens=3, num_beams=1, max_length=None, typical_p=1.0)
+    np.testing.assert_array_equal(got, wanted)
+    for option in ({"num_beams": True}, {"no_repeat_ngram_size": 3}, {"max_length": 9}):
+        name, value = next(iter(option.items()))
+        with pytest.raises(TypeError, match=rf"got {name}={value}\. "):
+            model.generate(prompt, **option)
+
+
+def test_what_a_tokenizer_returned_is_a_prompt(model: LanguageModel) -> None:
+    wanted = model.generate([[5], [7, 9]], max_new_tokens=3)
+    padded = {"input_ids": np.array([[3, 5], [7, 9]]), "attention_mask": np.array([[0, 1], [1, 1]])}
+    np.testing.assert_array_equal(model.generate(padded, max_new_tokens=3)[:, 2:], wanted[:, 2:])
+    lists = {"input_ids": [[5], [7, 9]], "attention_mask": [[1], [1, 1]]}
+    np.testing.assert_array_equal(model.generate(lists, max_new_tokens=3), wanted)
 
 
 def test_buckets_are_few_and_close() -> None:

@@ -12,7 +12,7 @@ from jaxtune.bench.subject import find_subject
 from jaxtune.config import Remat
 from jaxtune.plan.cards import CARDS, card_of
 from jaxtune.plan.options import PlanRequest
-from jaxtune.plan.report import BAR, Row, bar
+from jaxtune.plan.report import BAR, Row, bar, bar_length, lines
 from jaxtune.plan.run import run
 from jaxtune.plan.speed import milliseconds
 from tests.jaxtune.bench.tiny import TINY
@@ -117,6 +117,25 @@ def test_wrong_options_are_refused(options: dict[str, Any], said: str) -> None:
 def test_rows_beyond_the_models_range_are_refused(printed) -> None:
     with pytest.raises(ValueError, match="--length must be <= 64"):
         printed(length=65)
+
+
+def test_rows_fit_a_terminal_of_80_columns() -> None:
+    assert bar_length(None) == bar_length(200) == BAR
+    row = Row(
+        plan="attention",
+        parts={"weights": 2e10, "LoRA": 0, "states": 0, "activations": 0, "logits": 0},
+        milliseconds=12345.0,
+        fits=True,
+        largest_batch=12345,
+        longest_row=131072,
+    )
+    subject = find_subject("llama-3-8b")
+    card = card_of("h200")
+    assert card is not None
+    said = list(lines(PlanRequest(), subject.config, card, 1e11, [row], bar_length(80)))
+    heading = next(line for line in said if line.startswith("plan "))
+    table = [heading, next(line for line in said if line.startswith("attention "))]
+    assert [len(line) for line in table] == [80, 80]
 
 
 def test_the_bar_is_as_long_as_its_parts() -> None:
