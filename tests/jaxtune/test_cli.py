@@ -142,7 +142,7 @@ def test_the_program_is_declared():
 
 
 def test_the_program_keeps_transformers_from_advising_torch(monkeypatch):
-    monkeypatch.setattr(cli, "main", lambda: 7)
+    monkeypatch.setattr(cli, "main", lambda _: 7)
     monkeypatch.delenv("TRANSFORMERS_NO_ADVISORY_WARNINGS", raising=False)
     assert __main__.main() == 7
     assert os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] == "1"
@@ -153,7 +153,7 @@ def test_the_program_keeps_transformers_from_advising_torch(monkeypatch):
 )
 def test_training_takes_most_of_the_card_unless_told_otherwise(monkeypatch, command, share):
     name = "XLA_PYTHON_CLIENT_MEM_FRACTION"
-    monkeypatch.setattr(cli, "main", lambda: 0)
+    monkeypatch.setattr(cli, "main", lambda _: 0)
     monkeypatch.setattr(sys, "argv", ["jaxtune", command])
     for given in (None, "0.5"):
         with monkeypatch.context() as patched:

@@ -28,7 +28,7 @@ class Card:
 
 
 def test_a_card_is_asked_for_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory.jax, "devices", lambda: [Card()])
+    monkeypatch.setattr(memory.jax, "local_devices", lambda: [Card()])
     found = jaxtune.memory_stats()
     assert found == MemoryStats(
         name="Tesla T4",

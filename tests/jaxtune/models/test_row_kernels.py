@@ -7,12 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractMesh
 
 from jaxtune.config import Remat
 from jaxtune.models.build import build
 from jaxtune.models.decoder import CausalLM, Decoder
 from jaxtune.models.gemma3 import Gemma3ForCausalLM
 from jaxtune.models.llama import LlamaForCausalLM
+from jaxtune.models.placement import AXES
 from jaxtune.training.step import loss, split
 from tests.jaxtune.models.test_quantized_residuals import BATCH, CONFIG, SANDWICH, equations
 from tests.tolerances import relative_error, tolerance
@@ -80,17 +82,20 @@ def test_stream_is_added_inside_the_norm_unless_the_sum_is_kept(
 
 
 @pytest.mark.parametrize(
-    ("kernels", "spread", "rows", "split"),
+    ("kernels", "sizes", "rows", "split", "weight"),
     [
-        ("auto", False, "xla", "auto"),
-        ("auto", True, "xla", "xla"),
-        ("interpret", False, "interpret", "interpret"),
-        ("xla", True, "xla", "xla"),
+        ("auto", None, "xla", "auto", "auto"),
+        ("auto", (2, 1, 1), "xla", "xla", "auto"),
+        ("auto", (1, 2, 1), "xla", "xla", "xla"),
+        ("interpret", None, "interpret", "interpret", "interpret"),
+        ("interpret", (1, 2, 1), "interpret", "interpret", "interpret"),
+        ("xla", (2, 1, 1), "xla", "xla", "xla"),
     ],
 )
 def test_what_the_compiler_fuses_or_splits_is_plain_jax(
-    kernels: str, spread: bool, rows: str, split: str
+    kernels: str, sizes: tuple[int, ...] | None, rows: str, split: str, weight: str
 ) -> None:
     decoder = model_of("llama", "full").model
-    decoder.kernels, decoder.spread = kernels, spread
+    decoder.kernels, decoder.mesh = kernels, sizes and AbstractMesh(sizes, AXES)
     assert (decoder.row_kernels, decoder.split_kernels) == (rows, split)
+    assert decoder.weight_kernels == weight
