@@ -170,7 +170,7 @@ def devices_of(mesh: AnyMesh | None) -> int:
     return 1 if mesh is None else mesh.shape[DATA] * mesh.shape[FSDP]
 
 
-def splits_weights(mesh: Mesh | None) -> bool:
+def splits_weights(mesh: AnyMesh | None) -> bool:
     """Whether a weight is split over devices."""
     return mesh is not None and mesh.shape[FSDP] * mesh.shape[TENSOR] > 1
 
