@@ -18,9 +18,20 @@ def gpu(kind="NVIDIA L4"):
     """Tell JAX of a GPU that is not there, where it asks for one."""
     if not NAMED:
         return nullcontext()
-    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform="gpu")
-    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=_abstract(kind))
     return jax.sharding.use_abstract_mesh(mesh)
+
+
+def of_gpus(mesh, kind):
+    """A mesh of such GPUs in place of its devices; itself where JAX does not ask it for one."""
+    if not NAMED:
+        return mesh
+    sizes, names, types = mesh.axis_sizes, mesh.axis_names, mesh.axis_types
+    return jax.sharding.AbstractMesh(sizes, names, types, abstract_device=_abstract(kind))
+
+
+def _abstract(kind):
+    return jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform="gpu")
 
 
 def lowered(function, *arguments, kind="NVIDIA L4"):
