@@ -70,7 +70,6 @@ def mesh_lines(options: PlanRequest, subject: Subject, card: Card) -> Iterator[s
     model = abstract_model(options, subject, card)
     yield from wire_lines(options, received(model, options.accumulation))
     if options.compiled:
-        model = abstract_model(options, subject, card)
         spread_over(model, mesh_of_sizes(options.sizes))
         yield from compiled_lines(
             simulate(

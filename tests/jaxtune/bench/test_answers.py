@@ -14,14 +14,6 @@ from jaxtune.models.build import build, freeze
 from jaxtune.plan.cards import CARDS
 from jaxtune.plan.options import PlanRequest
 from jaxtune.plan.run import abstract_model
-from tests.jaxtune.bench.tiny import TINY
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("tiny")
-    (made / "config.json").write_text(json.dumps(TINY))
-    return made
 
 
 @pytest.fixture(scope="module")

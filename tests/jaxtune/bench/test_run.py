@@ -9,14 +9,6 @@ import pytest
 from jaxtune import cli
 from jaxtune.bench import run
 from jaxtune.bench.report import lines
-from tests.jaxtune.bench.tiny import TINY
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("tiny")
-    (made / "config.json").write_text(json.dumps(TINY))
-    return made
 
 
 @pytest.fixture(scope="module")
